@@ -1,0 +1,161 @@
+#include "addon/child.hpp"
+
+#include "addon/errors.hpp"
+#include "sys/syscall.hpp"
+#include "vmm/wire.h"
+
+#include <cerrno>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+namespace casemate::addon {
+
+namespace {
+
+/// Reaps a process that has ended; `block` waits for that. waitid(2), P_PIDFD
+long reap(int pidfd, siginfo_t& info, bool block) {
+  return sys::call_retry(__NR_waitid, 3 /* P_PIDFD */, pidfd, &info,
+                         WEXITED | __WALL | (block ? 0 : WNOHANG), nullptr);
+}
+
+} // namespace
+
+Napi::Function Child::define(Napi::Env env) {
+  return DefineClass(env, "Child",
+                     {InstanceAccessor<&Child::pid>("pid"), InstanceMethod<&Child::watch>("watch"),
+                      InstanceMethod<&Child::send>("send"), InstanceMethod<&Child::kill>("kill"),
+                      InstanceMethod<&Child::keep_alive>("keepAlive"),
+                      InstanceMethod<&Child::take_descriptor>("takeDescriptor")});
+}
+
+Napi::Object Child::create(Napi::Env env, Napi::Function constructor, Parts parts) {
+  return constructor.New({Napi::External<Parts>::New(env, &parts)});
+}
+
+Child::Child(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Child>(info) {
+  if (info.Length() != 1 || !info[0].IsExternal()) {
+    throw Napi::TypeError::New(info.Env(), "Child is made by a launch");
+  }
+  parts_ = std::move(*info[0].As<Napi::External<Parts>>().Data());
+}
+
+Child::~Child() {
+  end_poll_.reset();
+  control_poll_.reset();
+  if (!reaped_ && parts_.pidfd) {
+    // The environment ends, and what it started ends with it.
+    sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
+    siginfo_t info{};
+    reap(parts_.pidfd.get(), info, true);
+  }
+}
+
+Napi::Value Child::pid(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(parts_.pid));
+}
+
+/// watch(onMessage(bytes), onExit(code, signal)): once. Keeps this object, and the
+/// event loop, alive until the process has ended.
+void Child::watch(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  on_message_ = Napi::Persistent(info[0].As<Napi::Function>());
+  on_exit_ = Napi::Persistent(info[1].As<Napi::Function>());
+  end_poll_ = std::make_unique<Poll>(env, "casemate:child", parts_.pidfd.get(),
+                                     [this](int, int) { on_end(); });
+  end_poll_->start(UV_READABLE);
+  if (parts_.control) {
+    control_poll_ = std::make_unique<Poll>(env, "casemate:control", parts_.control.get(),
+                                           [this](int, int) { on_control(); });
+    control_poll_->start(UV_READABLE);
+  }
+  Ref();
+}
+
+void Child::on_control() {
+  drain_control();
+}
+
+void Child::drain_control() {
+  Napi::Env env = Env();
+  while (parts_.control) {
+    alignas(8) char message[512];
+    long size = sys::call_retry(__NR_recvfrom, parts_.control.get(), message, sizeof message,
+                                MSG_DONTWAIT | MSG_TRUNC, nullptr, nullptr);
+    if (size == -EAGAIN) {
+      return;
+    }
+    if (size <= 0) {
+      // Hung up: its end is the pidfd's to tell.
+      control_poll_.reset();
+      parts_.control.reset();
+      return;
+    }
+    Napi::HandleScope scope(env);
+    // A message longer than any of the protocol's arrives cut short, with its true
+    // length as a second argument, and is refused by TypeScript as any malformed one.
+    std::size_t kept = std::min(static_cast<std::size_t>(size), sizeof message);
+    on_message_.Call({Napi::Buffer<char>::Copy(env, message, kept),
+                      Napi::Number::New(env, static_cast<double>(size))});
+  }
+}
+
+void Child::on_end() {
+  siginfo_t info{};
+  if (reap(parts_.pidfd.get(), info, false) != 0 || info.si_pid == 0) {
+    return;
+  }
+  reaped_ = true;
+  drain_control(); // its last words
+  control_poll_.reset();
+  end_poll_.reset();
+  parts_.control.reset();
+  parts_.pidfd.reset();
+  Napi::Env env = Env();
+  bool exited = info.si_code == CLD_EXITED;
+  Napi::Value code = exited ? Napi::Value(Napi::Number::New(env, info.si_status)) : env.Null();
+  Napi::Value signal = exited ? env.Null() : Napi::Value(Napi::Number::New(env, info.si_status));
+  Napi::Function on_exit = on_exit_.Value();
+  on_exit_.Reset();
+  on_message_.Reset();
+  Unref();
+  on_exit.Call({code, signal});
+}
+
+/// send(bytes): one message. EPIPE where the process has hung up already.
+void Child::send(const Napi::CallbackInfo& info) {
+  auto bytes = info[0].As<Napi::Uint8Array>();
+  long sent = sys::call_retry(__NR_sendto, parts_.control.get(), bytes.Data(), bytes.ByteLength(),
+                              MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0);
+  check(info.Env(), sys::check("sendto", sent));
+}
+
+/// kill(signal): pidfd_send_signal(2); nothing where it has been reaped already.
+void Child::kill(const Napi::CallbackInfo& info) {
+  if (!reaped_) {
+    long result = sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(),
+                            info[0].As<Napi::Number>().Int32Value(), nullptr, 0);
+    check(info.Env(), sys::check("pidfd_send_signal", result));
+  }
+}
+
+void Child::keep_alive(const Napi::CallbackInfo& info) {
+  bool yes = info[0].As<Napi::Boolean>();
+  for (Poll* poll : {end_poll_.get(), control_poll_.get()}) {
+    if (poll != nullptr) {
+      poll->keep_alive(yes);
+    }
+  }
+}
+
+/// takeDescriptor(slot): our end of a socket pair of the plan; the caller owns it now.
+Napi::Value Child::take_descriptor(const Napi::CallbackInfo& info) {
+  std::uint32_t slot = info[0].As<Napi::Number>();
+  for (auto& [number, fd] : parts_.others) {
+    if (number == slot && fd) {
+      return Napi::Number::New(info.Env(), fd.release());
+    }
+  }
+  return Napi::Number::New(info.Env(), -1);
+}
+
+} // namespace casemate::addon

@@ -1,0 +1,256 @@
+// The launcher as JavaScript sees it. Plans arrive encoded (src/jail/encode.ts) and
+// are checked here, before anything exists; outcomes leave as numbers and buffers.
+#include "addon/child.hpp"
+#include "addon/errors.hpp"
+#include "addon/module.hpp"
+#include "addon/poll.hpp"
+#include "jail/landlock.hpp"
+#include "jail/launcher.hpp"
+
+#include <cstring>
+#include <fcntl.h>
+#include <list>
+#include <sys/wait.h>
+#include <string>
+#include <vector>
+
+namespace casemate::addon {
+
+namespace {
+
+using jail::Launch;
+
+std::span<const std::byte> bytes_of(const Napi::Value& value) {
+  auto array = value.As<Napi::Uint8Array>();
+  return {reinterpret_cast<const std::byte*>(array.Data()), array.ByteLength()};
+}
+
+/// One launch under way, with everything the Launch points at.
+struct Flight {
+  Launch launch;
+  std::uint32_t id;
+  std::vector<std::byte> plan;
+  std::vector<std::byte> configuration;
+  std::vector<std::byte> announcement;
+  std::vector<std::byte> release;
+  Napi::FunctionReference callback;
+};
+
+std::vector<std::byte> copy_of(const Napi::Value& value) {
+  if (!value.IsTypedArray()) {
+    return {};
+  }
+  auto bytes = bytes_of(value);
+  return {bytes.begin(), bytes.end()};
+}
+
+class LauncherObject : public Napi::ObjectWrap<LauncherObject> {
+public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "Launcher",
+                       {InstanceMethod<&LauncherObject::launch>("launch"),
+                        InstanceMethod<&LauncherObject::cancel>("cancel"),
+                        InstanceMethod<&LauncherObject::ready>("ready")});
+  }
+
+  /// new Launcher({ monitor, leases, rootless, uid, gid, firstUserId, userIds, tasks, pooled, Child })
+  explicit LauncherObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<LauncherObject>(info) {
+    Napi::Env env = info.Env();
+    auto options = info[0].As<Napi::Object>();
+    auto number = [&](const char* name) {
+      return options.Get(name).As<Napi::Number>().Uint32Value();
+    };
+    child_ = Napi::Persistent(options.Get("Child").As<Napi::Function>());
+    monitor_ = options.Get("monitor").As<Napi::String>();
+    auto host = std::make_unique<jail::Host>();
+    check(env, host->open_proc());
+    host->monitor = monitor_.c_str();
+    host->rootless = options.Get("rootless").As<Napi::Boolean>();
+    host->uid = number("uid");
+    host->gid = number("gid");
+    host->first_user_id = number("firstUserId");
+    host->user_ids = number("userIds");
+    // Not always from the first one on, or every process would try the same ids first.
+    host->next_user_id = static_cast<std::uint32_t>(sys::call(__NR_getpid)) * 97;
+    if (!host->rootless) {
+      std::string leases = options.Get("leases").As<Napi::String>();
+      long fd = sys::call(__NR_open, leases.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+      check(env, sys::check("open", fd), leases.c_str());
+      host->leases.reset(static_cast<int>(fd));
+    }
+    launcher_ = std::make_unique<jail::Launcher>(
+        std::move(host), jail::LauncherOptions{number("tasks"), number("pooled")});
+    check(env, launcher_->start());
+    poll_ = std::make_unique<Poll>(env, "casemate:launcher", launcher_->done_fd(),
+                                   [this](int, int) { on_done(); });
+    poll_->start(UV_READABLE);
+    poll_->keep_alive(false);
+  }
+
+  ~LauncherObject() override {
+    poll_.reset();
+    for (auto& flight : flights_) {
+      flight->launch.cancelled = true;
+    }
+    launcher_.reset(); // waits for the tasks
+    for (auto& flight : flights_) {
+      discard(flight->launch);
+    }
+  }
+
+private:
+  /// launch(plan, descriptors, { controlSlot, configuration, announcement, release,
+  /// inHostMounts, deadline }, callback(outcome)): an id for cancel().
+  Napi::Value launch(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    auto flight = std::make_unique<Flight>();
+    Launch& launch = flight->launch;
+    flight->plan = copy_of(info[0]);
+    auto descriptors = info[1].As<Napi::Array>();
+    auto options = info[2].As<Napi::Object>();
+    if (jail::PlanFault fault = jail::check_plan(flight->plan, descriptors.Length())) {
+      std::string where = fault.step == SIZE_MAX ? "" : " in step " + std::to_string(fault.step);
+      throw Napi::RangeError::New(env, std::string("invalid plan: ") + fault.reason + where);
+    }
+    launch.plan = flight->plan;
+    launch.given = descriptors.Length();
+    std::fill(std::begin(launch.slots), std::end(launch.slots), -1);
+    for (std::uint32_t i = 0; i < launch.given; ++i) {
+      launch.slots[i] = descriptors.Get(i).As<Napi::Number>().Int32Value();
+    }
+    launch.in_host_mounts = options.Get("inHostMounts").ToBoolean();
+    bool lossless = true;
+    launch.deadline = options.Get("deadline").As<Napi::BigInt>().Uint64Value(&lossless);
+    if (Napi::Value slot = options.Get("controlSlot"); slot.IsNumber()) {
+      launch.control_slot = slot.As<Napi::Number>();
+      flight->configuration = copy_of(options.Get("configuration"));
+      flight->announcement = copy_of(options.Get("announcement"));
+      flight->release = copy_of(options.Get("release"));
+      launch.configuration = flight->configuration;
+      launch.announcement = flight->announcement;
+      launch.release = flight->release;
+    }
+    flight->callback = Napi::Persistent(info[3].As<Napi::Function>());
+    std::uint32_t id = flight->id = next_id_++;
+    flights_.push_back(std::move(flight));
+    if (flights_.size() == 1) {
+      poll_->keep_alive(true);
+      Ref();
+    }
+    launcher_->submit(&launch);
+    return Napi::Number::New(env, id);
+  }
+
+  /// cancel(id): a launch that still waits for its monitor gives up; its callback comes all the same.
+  void cancel(const Napi::CallbackInfo& info) {
+    std::uint32_t id = info[0].As<Napi::Number>();
+    for (auto& flight : flights_) {
+      if (flight->id == id) {
+        flight->launch.cancelled = true;
+      }
+    }
+  }
+
+  /// ready(): how many namespaces wait in each pool.
+  Napi::Value ready(const Napi::CallbackInfo& info) {
+    auto ready = launcher_->ready();
+    auto result = Napi::Object::New(info.Env());
+    result.Set("network", Napi::Number::New(info.Env(), ready.network));
+    result.Set("user", Napi::Number::New(info.Env(), ready.user));
+    return result;
+  }
+
+  void on_done() {
+    for (Launch* launch = launcher_->take_done(); launch != nullptr;) {
+      Launch* next = launch->next;
+      auto at = std::find_if(flights_.begin(), flights_.end(),
+                             [&](const auto& flight) { return &flight->launch == launch; });
+      std::unique_ptr<Flight> flight = std::move(*at);
+      flights_.erase(at);
+      if (flights_.empty()) {
+        poll_->keep_alive(false);
+        Unref();
+      }
+      Napi::HandleScope scope(Env());
+      flight->callback.Call({outcome(flight->launch)});
+      launch = next;
+    }
+  }
+
+  Napi::Object outcome(Launch& launch) {
+    Napi::Env env = Env();
+    auto result = Napi::Object::New(env);
+    result.Set("stage", Napi::Number::New(env, static_cast<std::uint32_t>(launch.failed)));
+    result.Set("step", Napi::Number::New(env, launch.report.done));
+    result.Set("error", launch.error ? system_error(env, launch.error).Value() : env.Null());
+    result.Set("mismatch", launch.mismatch == nullptr
+                               ? env.Null()
+                               : Napi::Value(Napi::String::New(env, launch.mismatch)));
+    result.Set("userId", Napi::Number::New(env, launch.user_id));
+    result.Set("event", Napi::Buffer<std::byte>::Copy(env, launch.event, launch.event_size));
+    // One buffer of stamps: the moments, the child's start, then the steps' ends in
+    // the order of the plan.
+    const casemate_plan& plan = jail::header(launch.plan.data());
+    std::size_t count = jail::moment_count + 1 + plan.launcher_steps + plan.child_steps;
+    auto stamps = Napi::BigUint64Array::New(env, count);
+    std::uint64_t* to = stamps.Data();
+    to = std::copy_n(launch.moments, jail::moment_count, to);
+    *to++ = launch.report.started;
+    to = std::copy_n(launch.launcher_stamps, plan.launcher_steps, to);
+    std::copy_n(launch.report.stamps, plan.child_steps, to);
+    result.Set("stamps", stamps);
+    if (launch.pidfd >= 0) {
+      Child::Parts parts{launch.pid, sys::Fd(launch.pidfd), {}, {}};
+      launch.pidfd = -1;
+      for (std::uint32_t slot = launch.given; slot < CASEMATE_SLOTS; ++slot) {
+        if (launch.slots[slot] < 0) {
+          continue;
+        }
+        sys::Fd fd(launch.slots[slot]);
+        if (slot == launch.control_slot) {
+          parts.control = std::move(fd);
+        } else {
+          parts.others.emplace_back(slot, std::move(fd));
+        }
+      }
+      result.Set("child", Child::create(env, child_.Value(), std::move(parts)));
+    }
+    return result;
+  }
+
+  /// A launch whose submitter is gone.
+  static void discard(Launch& launch) {
+    for (std::size_t slot = launch.given; slot < CASEMATE_SLOTS; ++slot) {
+      if (launch.slots[slot] >= 0) {
+        sys::call(__NR_close, launch.slots[slot]);
+      }
+    }
+    if (launch.pidfd >= 0) {
+      sys::call(__NR_pidfd_send_signal, launch.pidfd, SIGKILL, nullptr, 0);
+      siginfo_t info{};
+      sys::call_retry(__NR_waitid, 3 /* P_PIDFD */, launch.pidfd, &info, WEXITED | __WALL, nullptr);
+      sys::call(__NR_close, launch.pidfd);
+    }
+  }
+
+  std::string monitor_;
+  Napi::FunctionReference child_;
+  std::list<std::unique_ptr<Flight>> flights_;
+  std::uint32_t next_id_ = 1;
+  std::unique_ptr<jail::Launcher> launcher_;
+  std::unique_ptr<Poll> poll_;
+};
+
+Napi::Value landlock_abi(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), jail::landlock_abi());
+}
+
+} // namespace
+
+void init_jail(Napi::Env env, Napi::Object exports) {
+  exports.Set("Launcher", LauncherObject::define(env));
+  exports.Set("Child", Child::define(env));
+  exports.Set("landlockAbi", Napi::Function::New(env, landlock_abi));
+}
+
+} // namespace casemate::addon

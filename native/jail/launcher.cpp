@@ -1,0 +1,637 @@
+#include "jail/launcher.hpp"
+
+#include "sys/clock.hpp"
+#include "sys/clone.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <fcntl.h>
+#include <linux/prctl.h>
+#include <linux/sched.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+namespace casemate::jail {
+
+using sys::call;
+using sys::check;
+using sys::Fd;
+using sys::Lock;
+using sys::Result;
+using sys::SysError;
+
+namespace {
+
+constexpr std::uint64_t clone_clear_sighand = 0x1'0000'0000;
+constexpr std::uint64_t clone_into_cgroup = 0x2'0000'0000;
+
+/// Blocks every signal while it lives: tasks started meanwhile keep them blocked,
+/// so none of Node's handlers ever runs on a launcher's stack, and Ctrl-C does not
+/// end a task that is a process of its own.
+class AllSignalsBlocked {
+public:
+  AllSignalsBlocked() {
+    const std::uint64_t all = ~std::uint64_t{0};
+    call(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, &before_, 8);
+  }
+  ~AllSignalsBlocked() { call(__NR_rt_sigprocmask, 2, &before_, nullptr, 8); }
+  AllSignalsBlocked(const AllSignalsBlocked&) = delete;
+  AllSignalsBlocked& operator=(const AllSignalsBlocked&) = delete;
+
+private:
+  std::uint64_t before_ = 0;
+};
+
+/// The dumpable flag of Node's memory, while a child shares it.
+///
+/// A child that changes its credentials makes the memory non-dumpable, Node's too.
+/// That is wanted while the child is in another user namespace (a process there
+/// with CAP_SYS_PTRACE could otherwise read Node), so it is set beforehand rather
+/// than left to happen, and what was there before is restored after execve.
+///
+/// The flag belongs to the process, hence the only global state of the addon. A
+/// rootless caller's launches wait for each other here: files of /proc that a
+/// rootless launcher writes (uid maps) belong to root while the flag is off.
+class NotDumpable {
+public:
+  explicit NotDumpable(bool alone) : alone_(alone) {
+    mutex_.lock();
+    if (users_++ == 0) {
+      before_ = call(__NR_prctl, PR_GET_DUMPABLE, 0, 0, 0, 0);
+      call(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    }
+    if (!alone_) {
+      mutex_.unlock();
+    }
+  }
+  ~NotDumpable() {
+    if (!alone_) {
+      mutex_.lock();
+    }
+    if (--users_ == 0) {
+      call(__NR_prctl, PR_SET_DUMPABLE, before_, 0, 0, 0);
+    }
+    mutex_.unlock();
+  }
+  NotDumpable(const NotDumpable&) = delete;
+  NotDumpable& operator=(const NotDumpable&) = delete;
+
+  /// Keeps launches that wait for each other away.
+  static sys::Mutex& mutex() { return mutex_; }
+
+private:
+  bool alone_;
+  static inline sys::Mutex mutex_;
+  static inline int users_ = 0;
+  static inline long before_ = 1;
+};
+
+/// Writes an SELinux label attribute of the calling task; an empty label clears it.
+/// By the host's procfs and not through libselinux, which caches the last label in
+/// a thread-local and then skips the write: the next process would start unlabelled.
+SysError write_label(const Host& host, const char* path, const char* label, std::size_t length) {
+  long fd = call(__NR_openat, host.proc.get(), path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0) {
+    return check("open(/proc/thread-self/attr)", fd);
+  }
+  Fd owned(static_cast<int>(fd));
+  // With its NUL: a lone NUL is what clears.
+  return check("write(/proc/thread-self/attr)", call(__NR_write, owned.get(), label, length + 1));
+}
+
+constexpr const char* exec_label = "thread-self/attr/exec";
+constexpr const char* socket_label = "thread-self/attr/sockcreate";
+
+struct ChildContext {
+  const casemate_step* steps;
+  std::uint32_t count;
+  const int* slots;
+  StepReport* report;
+};
+
+void child(void* argument) {
+  auto* context = static_cast<ChildContext*>(argument);
+  context->report->started = sys::monotonic_ns();
+  run_steps(context->steps, context->count, context->slots, *context->report);
+  call(__NR_exit_group, 127);
+}
+
+template <typename Visit> void each_launcher_step(const Launch& launch, Visit visit) {
+  const std::byte* plan = launch.plan.data();
+  const casemate_step* step = first_step(plan);
+  for (std::uint32_t i = 0; i < header(plan).launcher_steps; ++i, step = next_step(step)) {
+    visit(step);
+  }
+}
+
+/// What the plan says the monitor will be. A pooled user namespace changes its ids.
+Expected expectation(const Launch& launch) {
+  const casemate_plan& plan = header(launch.plan.data());
+  Expected expected;
+  expected.checks = plan.check;
+  const casemate_step* step = first_step(launch.plan.data());
+  for (std::uint32_t i = 0; i < plan.launcher_steps + plan.child_steps; ++i) {
+    if (step->op == CASEMATE_OP_IDS) {
+      expected.user_id = payload<casemate_ids>(step).uid;
+      expected.group_id = payload<casemate_ids>(step).gid;
+    }
+    step = next_step(step);
+  }
+  return expected;
+}
+
+/// The labels are the task's and would stay for its next launch.
+SysError clear_labels(const Host& host, const Launch& launch) {
+  SysError error{};
+  each_launcher_step(launch, [&](const casemate_step* step) {
+    if (!error && step->op == CASEMATE_OP_EXEC_LABEL) {
+      error = write_label(host, exec_label, "", 0);
+    } else if (!error && step->op == CASEMATE_OP_SOCKET_LABEL) {
+      error = write_label(host, socket_label, "", 0);
+    }
+  });
+  return error;
+}
+
+/// Closes what the launcher steps made: the child has its copies. Our ends of the
+/// socket pairs stay open for a launch that succeeded.
+void close_made(Launch& launch, bool keep_our_ends) {
+  bool keep[CASEMATE_SLOTS] = {};
+  each_launcher_step(launch, [&](const casemate_step* step) {
+    if (step->op == CASEMATE_OP_SOCKET_PAIR) {
+      keep[payload<casemate_socket_pair>(step).parent_slot] = keep_our_ends;
+    }
+  });
+  for (std::size_t i = launch.given; i < CASEMATE_SLOTS; ++i) {
+    if (launch.slots[i] >= 0 && !keep[i]) {
+      call(__NR_close, launch.slots[i]);
+      launch.slots[i] = -1;
+    }
+  }
+}
+
+} // namespace
+
+// ---- The submitter's side -----------------------------------------------------
+
+Launcher::Launcher(std::unique_ptr<Host> host, LauncherOptions options)
+    : host_(std::move(host)), options_(options) {
+  if (options_.pooled > max_pooled) {
+    options_.pooled = max_pooled;
+  }
+}
+
+SysError Launcher::start() {
+  long event = call(__NR_eventfd2, 0, O_CLOEXEC | O_NONBLOCK);
+  if (event < 0) {
+    return check("eventfd2", event);
+  }
+  done_event_.reset(static_cast<int>(event));
+  if (host_->rootless) {
+    Result<sys::Mapping> stack =
+        sys::Mapping::map(stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+    if (!stack) {
+      return stack.error();
+    }
+    Lock lock(NotDumpable::mutex()); // the maps are ours to write only while Node is dumpable
+    Result<int> space = make_launcher_user_namespace(
+        *host_, {stack.value().data(), stack.value().size()});
+    if (!space) {
+      return space.error();
+    }
+    host_->user_namespace.reset(space.value());
+  }
+  for (std::uint32_t i = 0; i < options_.tasks; ++i) {
+    if (SysError error = start_task(&Launcher::launch_task)) {
+      return error;
+    }
+  }
+  return start_task(&Launcher::fill_task);
+}
+
+SysError Launcher::start_task(void (Launcher::*body)(Task&)) {
+  auto owned = std::make_unique<Task>();
+  Task& task = *owned;
+  task.launcher = this;
+  task.body = body;
+  for (sys::Mapping* stack : {&task.child_stack, &task.own_stack}) {
+    Result<sys::Mapping> mapped =
+        sys::Mapping::map(stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+    if (!mapped) {
+      return mapped.error();
+    }
+    *stack = std::move(mapped).value();
+  }
+  AllSignalsBlocked blocked;
+  if (!host_->rootless) {
+    task.thread = std::thread([&task] { (task.launcher->*task.body)(task); });
+    tasks_.push_back(std::move(owned));
+    return {};
+  }
+  // Entering the user namespace gives the task capabilities, and takes the dumpable
+  // flag from the memory it shares with Node.
+  NotDumpable guard(true);
+  sys::CloneArguments arguments;
+  arguments.flags = CLONE_VM | CLONE_FILES;
+  arguments.stack = reinterpret_cast<std::uint64_t>(task.own_stack.data());
+  arguments.stack_size = task.own_stack.size();
+  task.pid = sys::clone3(arguments, enter_as_process, &task);
+  if (task.pid < 0) {
+    return check("clone3", task.pid);
+  }
+  while (task.entered.load(std::memory_order_acquire) == 0) {
+    sys::futex_wait(task.entered, 0);
+  }
+  SysError error = task.error;
+  tasks_.push_back(std::move(owned));
+  return error;
+}
+
+void Launcher::enter_as_process(void* argument) {
+  auto& task = *static_cast<Task*>(argument);
+  task.error = check("setns(user)", call(__NR_setns, task.launcher->host_->user_namespace.get(),
+                                         CLONE_NEWUSER));
+  if (!task.error) {
+    // After the change of credentials, which clears it. It shares Node's descriptors:
+    // were it to outlive Node, no monitor would see its control socket hang up.
+    task.error = check("prctl(PR_SET_PDEATHSIG)",
+                       call(__NR_prctl, PR_SET_PDEATHSIG, 9 /* SIGKILL */, 0, 0, 0));
+  }
+  task.entered.store(1, std::memory_order_release);
+  sys::futex_wake(task.entered, 1);
+  if (!task.error) {
+    (task.launcher->*task.body)(task);
+  }
+  call(__NR_exit_group, 0);
+}
+
+Launcher::~Launcher() {
+  {
+    Lock lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify();
+  for (auto& task : tasks_) {
+    if (task->thread.joinable()) {
+      task->thread.join();
+    } else if (task->pid > 0) {
+      sys::call_retry(__NR_wait4, task->pid, nullptr, 0x40000000 /* __WALL */, nullptr);
+    }
+  }
+  for (std::uint32_t i = 0; i < user_ready_; ++i) {
+    call(__NR_close, user_pool_[i].fd);
+    if (user_pool_[i].lease >= 0) {
+      call(__NR_close, user_pool_[i].lease);
+    }
+  }
+  for (std::uint32_t i = 0; i < network_ready_; ++i) {
+    call(__NR_close, network_pool_[i]);
+  }
+}
+
+void Launcher::Queue::push(Launch* launch) {
+  launch->next = nullptr;
+  (last == nullptr ? first : last->next) = launch;
+  last = launch;
+}
+
+Launch* Launcher::Queue::pop() {
+  Launch* launch = first;
+  if (launch != nullptr) {
+    first = launch->next;
+    last = first == nullptr ? nullptr : last;
+  }
+  return launch;
+}
+
+void Launcher::submit(Launch* launch) {
+  launch->moments[moment_submitted] = sys::monotonic_ns();
+  {
+    Lock lock(mutex_);
+    (launch->in_host_mounts ? host_queue_ : queue_).push(launch);
+  }
+  changed_.notify();
+}
+
+Launch* Launcher::take_done() {
+  std::uint64_t count = 0;
+  call(__NR_read, done_event_.get(), &count, sizeof count);
+  Lock lock(mutex_);
+  Launch* first = done_.first;
+  done_ = {};
+  return first;
+}
+
+Launcher::Ready Launcher::ready() {
+  Lock lock(mutex_);
+  return {network_ready_, user_ready_};
+}
+
+// ---- The tasks ----------------------------------------------------------------
+
+void Launcher::launch_task(Task& task) {
+  SysError unprepared = enter_prepared_mount_namespace(*host_);
+  while (true) {
+    std::uint32_t seen = changed_.count();
+    Launch* launch = nullptr;
+    {
+      Lock lock(mutex_);
+      launch = queue_.pop();
+      if (launch == nullptr && stopping_) {
+        return;
+      }
+    }
+    if (launch == nullptr) {
+      changed_.wait(seen);
+      continue;
+    }
+    if (unprepared) {
+      launch->failed = Stage::prepare;
+      launch->error = unprepared;
+    } else {
+      run(*launch, task);
+    }
+    finish(launch);
+  }
+}
+
+/// Fills the pools, one namespace at a time, and sees to the launches that want the
+/// host's mounts: it is the one task that still has them.
+void Launcher::fill_task(Task& task) {
+  bool failed = false; // a host that has no more namespaces to give is asked again later
+  while (true) {
+    std::uint32_t seen = changed_.count();
+    Launch* launch = nullptr;
+    bool want_user = false;
+    bool want_network = false;
+    {
+      Lock lock(mutex_);
+      if (stopping_ && host_queue_.first == nullptr) {
+        return;
+      }
+      launch = host_queue_.pop();
+      want_user = user_ready_ < options_.pooled;
+      want_network = network_ready_ < options_.pooled;
+    }
+    if (launch != nullptr) {
+      run(*launch, task);
+      finish(launch);
+      continue;
+    }
+    if (failed || (!want_user && !want_network)) {
+      changed_.wait(seen);
+      failed = false;
+      continue;
+    }
+    if (want_user) {
+      Result<UserNamespace> made = [&] {
+        Lock lock(NotDumpable::mutex());
+        return make_user_namespace(*host_, task.stack());
+      }();
+      Lock lock(mutex_);
+      if (made) {
+        user_pool_[user_ready_++] = made.value();
+      }
+      failed = !made;
+    }
+    if (want_network) {
+      Result<int> made = make_network_namespace(*host_, task.stack());
+      Lock lock(mutex_);
+      if (made) {
+        network_pool_[network_ready_++] = made.value();
+      }
+      failed = failed || !made;
+    }
+  }
+}
+
+Result<UserNamespace> Launcher::take_user_namespace(Task& task) {
+  {
+    Lock lock(mutex_);
+    if (user_ready_ > 0) {
+      return user_pool_[--user_ready_];
+    }
+  }
+  Lock lock(NotDumpable::mutex());
+  return make_user_namespace(*host_, task.stack());
+}
+
+Result<int> Launcher::take_network_namespace(Task& task) {
+  {
+    Lock lock(mutex_);
+    if (network_ready_ > 0) {
+      return network_pool_[--network_ready_];
+    }
+  }
+  return make_network_namespace(*host_, task.stack());
+}
+
+void Launcher::finish(Launch* launch) {
+  {
+    Lock lock(mutex_);
+    done_.push(launch);
+  }
+  const std::uint64_t one = 1;
+  call(__NR_write, done_event_.get(), &one, sizeof one);
+  changed_.notify(); // the pools may want filling
+}
+
+// ---- One launch ---------------------------------------------------------------
+
+void Launcher::run(Launch& launch, Task& task) {
+  launch.moments[moment_taken] = sys::monotonic_ns();
+  Expected expected = expectation(launch);
+  bool launched = run_launcher_steps(launch, task, expected) && clone(launch, task);
+  if (SysError error = clear_labels(*host_, launch); error && launched) {
+    // The next launch of this task would start under this one's label.
+    launched = false;
+    launch.failed = Stage::launcher;
+    launch.error = error;
+  }
+  launch.user_id = expected.user_id;
+  launched = launched && (launch.control_slot == CASEMATE_NO_SLOT || await_monitor(launch, expected));
+  close_made(launch, launched);
+  if (!launched && launch.pidfd >= 0) {
+    // It may be anywhere between clone3 and its guest. Whoever submitted it reaps it.
+    call(__NR_pidfd_send_signal, launch.pidfd, 9 /* SIGKILL */, nullptr, 0);
+  }
+}
+
+bool Launcher::run_launcher_steps(Launch& launch, Task& task, Expected& expected) {
+  const casemate_plan& plan = header(launch.plan.data());
+  const casemate_step* step = first_step(launch.plan.data());
+  for (std::uint32_t i = 0; i < plan.launcher_steps; ++i, step = next_step(step)) {
+    if (SysError error = run_launcher_step(step, launch, task, expected)) {
+      launch.failed = Stage::launcher;
+      launch.error = error;
+      launch.report.done = i;
+      return false;
+    }
+    launch.launcher_stamps[i] = sys::monotonic_ns();
+  }
+  launch.moments[moment_prepared] = sys::monotonic_ns();
+  return true;
+}
+
+SysError Launcher::run_launcher_step(const casemate_step* step, Launch& launch, Task& task,
+                                     Expected& expected) {
+  switch (step->op) {
+  case CASEMATE_OP_EXEC_LABEL:
+    expected.label = tail<casemate_text>(step);
+    return write_label(*host_, exec_label, expected.label, payload<casemate_text>(step).length);
+  case CASEMATE_OP_SOCKET_LABEL:
+    return write_label(*host_, socket_label, tail<casemate_text>(step),
+                       payload<casemate_text>(step).length);
+  case CASEMATE_OP_SOCKET_PAIR: {
+    const auto& pair = payload<casemate_socket_pair>(step);
+    int ends[2];
+    SysError error = check("socketpair", call(__NR_socketpair, AF_UNIX,
+                                              pair.type | SOCK_CLOEXEC, 0, ends));
+    if (!error) {
+      launch.slots[pair.child_slot] = ends[0];
+      launch.slots[pair.parent_slot] = ends[1];
+    }
+    return error;
+  }
+  case CASEMATE_OP_POOLED: {
+    const auto& pooled = payload<casemate_pooled>(step);
+    if (pooled.pool == CASEMATE_POOL_NET) {
+      Result<int> network = take_network_namespace(task);
+      if (network) {
+        launch.slots[pooled.slot] = network.value();
+      }
+      return network.error();
+    }
+    Result<UserNamespace> user = take_user_namespace(task);
+    if (user) {
+      launch.slots[pooled.slot] = user.value().fd;
+      expected.user_id = user.value().user_id;
+      expected.group_id = user.value().group_id;
+      if (pooled.lease_slot != CASEMATE_NO_SLOT) {
+        launch.slots[pooled.lease_slot] = user.value().lease;
+      } else if (user.value().lease >= 0) {
+        call(__NR_close, user.value().lease);
+      }
+    }
+    return user.error();
+  }
+  default:
+    return {"plan", EINVAL};
+  }
+}
+
+bool Launcher::clone(Launch& launch, Task& task) {
+  const casemate_plan& plan = header(launch.plan.data());
+  auto fail = [&](Stage stage, SysError error) {
+    launch.failed = stage;
+    launch.error = error;
+    return false;
+  };
+  if (launch.control_slot != CASEMATE_NO_SLOT) {
+    // Before it is born, so that it never waits for it.
+    long sent = call(__NR_sendto, launch.slots[launch.control_slot], launch.configuration.data(),
+                     launch.configuration.size(), MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0);
+    if (sent < 0) {
+      return fail(Stage::launcher, check("sendto(configuration)", sent));
+    }
+  }
+  const casemate_step* step = first_step(launch.plan.data());
+  for (std::uint32_t i = 0; i < plan.launcher_steps; ++i) {
+    step = next_step(step);
+  }
+  ChildContext context{step, plan.child_steps, launch.slots, &launch.report};
+  sys::CloneArguments arguments;
+  // Shared memory, and we sleep until it execs: the cost does not depend on how big
+  // Node is, and it reports by writing here. No exit signal: Node's own handling of
+  // its children never sees it. A rootless task passes it on to Node, who reaps it.
+  arguments.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | clone_clear_sighand | plan.clone_flags |
+                    (host_->rootless ? CLONE_PARENT : 0);
+  arguments.pidfd = reinterpret_cast<std::uint64_t>(&launch.pidfd);
+  arguments.stack = reinterpret_cast<std::uint64_t>(task.child_stack.data());
+  arguments.stack_size = task.child_stack.size();
+  if (plan.cgroup_slot != CASEMATE_NO_SLOT) {
+    // Born in its cgroup: moving it there by writing cgroup.procs takes 11 ms.
+    arguments.flags |= clone_into_cgroup;
+    arguments.cgroup = static_cast<std::uint64_t>(launch.slots[plan.cgroup_slot]);
+  }
+  {
+    NotDumpable guard(host_->rootless);
+    launch.pid = sys::clone3(arguments, child, &context);
+  }
+  launch.moments[moment_cloned] = sys::monotonic_ns();
+  if (launch.pid < 0) {
+    launch.pidfd = -1;
+    return fail(Stage::clone, check("clone3", launch.pid));
+  }
+  if (launch.report.error != 0) {
+    return fail(Stage::child, {launch.report.call, launch.report.error});
+  }
+  // All steps but the execve that succeeded, or a signal came first.
+  bool executed = plan.child_steps > 0 && launch.report.done == plan.child_steps - 1;
+  return executed || fail(Stage::child, {"execve", EOWNERDEAD});
+}
+
+bool Launcher::await_monitor(Launch& launch, const Expected& expected) {
+  if (!receive_announcement(launch)) {
+    launch.failed = Stage::monitor;
+    return false;
+  }
+  launch.moments[moment_jailed] = sys::monotonic_ns();
+  Mismatch mismatch = read_back(*host_, launch.pid, expected);
+  launch.moments[moment_checked] = sys::monotonic_ns();
+  if (mismatch) {
+    launch.failed = Stage::check;
+    launch.mismatch = mismatch.aspect;
+    launch.error = mismatch.error;
+    return false;
+  }
+  long sent = call(__NR_sendto, launch.slots[launch.control_slot], launch.release.data(),
+                   launch.release.size(), MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0);
+  launch.moments[moment_released] = sys::monotonic_ns();
+  if (sent < 0) {
+    launch.failed = Stage::monitor;
+    launch.error = check("sendto(release)", sent);
+    return false;
+  }
+  return true;
+}
+
+/// Waits for the monitor's first message. Its end, another message, the deadline and
+/// a cancelled launch all say no.
+bool Launcher::receive_announcement(Launch& launch) {
+  int control = launch.slots[launch.control_slot];
+  while (true) {
+    std::uint64_t now = sys::monotonic_ns();
+    if (launch.cancelled.load(std::memory_order_relaxed) || now >= launch.deadline) {
+      launch.error = {"poll(control socket)", now >= launch.deadline ? ETIMEDOUT : ECANCELED};
+      return false;
+    }
+    // In slices, so that a cancelled launch is seen soon.
+    std::uint64_t slice = 20'000'000;
+    slice = launch.deadline - now < slice ? launch.deadline - now : slice;
+    const struct {
+      long seconds;
+      long nanoseconds;
+    } timeout{0, static_cast<long>(slice)};
+    struct pollfd watched[2] = {{control, POLLIN, 0}, {launch.pidfd, POLLIN, 0}};
+    long ready = call(__NR_ppoll, watched, 2, &timeout, nullptr, 8);
+    if (ready == 0 || ready == -EINTR) {
+      continue;
+    }
+    if (ready < 0) {
+      launch.error = check("ppoll", ready);
+      return false;
+    }
+    long size = call(__NR_recvfrom, control, launch.event, sizeof launch.event, MSG_DONTWAIT,
+                     nullptr, nullptr);
+    if (size <= 0) {
+      launch.error = {"recvfrom(control socket)", size < 0 ? static_cast<int>(-size) : EPIPE};
+      return false;
+    }
+    launch.event_size = static_cast<std::size_t>(size);
+    return launch.event_size == launch.announcement.size() &&
+           std::equal(launch.announcement.begin(), launch.announcement.end(), launch.event);
+  }
+}
+
+} // namespace casemate::jail

@@ -1,0 +1,169 @@
+// The launcher: tasks of our own that turn a checked plan into a jailed process.
+//
+// One launcher belongs to one JavaScript environment and ends with it. It has a
+// few launch tasks, which live in a prepared mount namespace, and one that keeps
+// the pools of namespaces full. A task is a thread where the caller is root; a
+// rootless caller's tasks are processes that share our memory and descriptors,
+// for a thread cannot enter a user namespace. Both run the same code, raw system
+// calls only.
+#pragma once
+
+#include "jail/host.hpp"
+#include "jail/namespaces.hpp"
+#include "jail/readback.hpp"
+#include "jail/steps.hpp"
+#include "sys/fd.hpp"
+#include "sys/futex.hpp"
+#include "sys/mapping.hpp"
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <thread>
+#include <vector>
+
+namespace casemate::jail {
+
+/// Where a launch failed.
+enum class Stage : std::uint32_t {
+  none = 0,
+  prepare = 1,  // the launcher's own namespaces
+  launcher = 2, // a launcher step of the plan; report.done is its index
+  clone = 3,
+  child = 4,   // a child step; report.done is its index
+  monitor = 5, // the monitor ended, or spoke of a failure, before it was ready
+  check = 6,   // the read-back differed
+};
+
+/// Moments of a launch, CLOCK_MONOTONIC ns.
+enum Moment : std::uint32_t {
+  moment_submitted,
+  moment_taken,    // by a launch task
+  moment_prepared, // launcher steps done
+  moment_cloned,   // clone3 returned: the child has called execve
+  moment_jailed,   // the monitor said so
+  moment_checked,  // its state was read back and compared
+  moment_released, // it was told to run
+  moment_count,
+};
+
+/// One launch. The submitter fills the first part and keeps it alive until done.
+struct Launch {
+  std::span<const std::byte> plan; // checked
+  int slots[CASEMATE_SLOTS];       // given descriptors first, -1 elsewhere
+  std::size_t given = 0;
+  /// For a monitor: the slot of our end of its control socket, what is written there
+  /// before it is born, the first message that it must answer with once it has given
+  /// up its own rights, and what releases it when those have been checked from here.
+  /// Without a control slot: a plain program, whose launch ends with its execve.
+  std::uint32_t control_slot = CASEMATE_NO_SLOT;
+  std::span<const std::byte> configuration;
+  std::span<const std::byte> announcement;
+  std::span<const std::byte> release;
+  bool in_host_mounts = false; // sees the host's mounts instead of the prepared two
+  std::uint64_t deadline = 0;  // CLOCK_MONOTONIC ns, for the monitor to be jailed
+  std::atomic<bool> cancelled{false};
+
+  // The outcome.
+  Stage failed = Stage::none;
+  sys::SysError error{};
+  const char* mismatch = nullptr;
+  long pid = -1;
+  int pidfd = -1;
+  std::uint32_t user_id = 0; // of the monitor, as the launcher sees it
+  std::uint64_t moments[moment_count] = {};
+  std::uint64_t launcher_stamps[CASEMATE_PLAN_MAX_STEPS] = {};
+  StepReport report;
+  std::byte event[128]; // the monitor's message, where it was not the expected one
+  std::size_t event_size = 0;
+
+  Launch* next = nullptr;
+};
+
+struct LauncherOptions {
+  std::uint32_t tasks = 2;
+  std::uint32_t pooled = 8; // namespaces of each kind kept ready, 0 for none
+};
+
+class Launcher {
+public:
+  Launcher(std::unique_ptr<Host> host, LauncherOptions options);
+  ~Launcher(); // waits for the launches under way; their monitors are then killed by the kernel
+  Launcher(const Launcher&) = delete;
+  Launcher& operator=(const Launcher&) = delete;
+
+  /// Starts the tasks.
+  sys::SysError start();
+  /// Readable when launches are done.
+  int done_fd() const { return done_event_.get(); }
+  void submit(Launch* launch);
+  /// The launches done since the last call, oldest first.
+  Launch* take_done();
+  /// How many namespaces wait in each pool.
+  struct Ready {
+    std::uint32_t network;
+    std::uint32_t user;
+  };
+  Ready ready();
+
+private:
+  static constexpr std::size_t stack_size = 64 * 1024;
+  static constexpr std::uint32_t max_pooled = 256;
+
+  struct Task {
+    Launcher* launcher = nullptr;
+    void (Launcher::*body)(Task&) = nullptr;
+    std::thread thread;          // root
+    long pid = -1;               // rootless
+    sys::Mapping own_stack;      // rootless: the task's
+    sys::Mapping child_stack;    // of what it clones
+    std::atomic<std::uint32_t> entered{0};
+    sys::SysError error{};       // why it could not enter the launchers' user namespace
+    std::span<std::byte> stack() const { return {child_stack.data(), child_stack.size()}; }
+  };
+
+  struct Queue {
+    Launch* first = nullptr;
+    Launch* last = nullptr;
+    void push(Launch* launch);
+    Launch* pop();
+  };
+
+  sys::SysError start_task(void (Launcher::*body)(Task&));
+  static void enter_as_process(void* task);
+  void launch_task(Task& task);
+  void fill_task(Task& task);
+
+  void run(Launch& launch, Task& task);
+  bool run_launcher_steps(Launch& launch, Task& task, Expected& expected);
+  sys::SysError run_launcher_step(const casemate_step* step, Launch& launch, Task& task,
+                                  Expected& expected);
+  bool clone(Launch& launch, Task& task);
+  bool await_monitor(Launch& launch, const Expected& expected);
+  bool receive_announcement(Launch& launch);
+  void finish(Launch* launch);
+
+  sys::Result<UserNamespace> take_user_namespace(Task& task);
+  sys::Result<int> take_network_namespace(Task& task);
+
+  std::unique_ptr<Host> host_;
+  LauncherOptions options_;
+  sys::Fd done_event_;
+  std::vector<std::unique_ptr<Task>> tasks_;
+
+  sys::Mutex mutex_; // guards all below
+  sys::Changed changed_;
+  bool stopping_ = false;
+  Queue queue_;      // for tasks in the prepared mount namespace
+  Queue host_queue_; // for the task in the host's
+  Queue done_;
+  std::array<UserNamespace, max_pooled> user_pool_;
+  std::array<int, max_pooled> network_pool_;
+  std::uint32_t user_ready_ = 0;
+  std::uint32_t network_ready_ = 0;
+};
+
+} // namespace casemate::jail

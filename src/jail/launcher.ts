@@ -1,0 +1,244 @@
+import { closeSync, constants, mkdirSync, openSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { CasemateError, isSystemError, type SystemErrorCause } from '../errors.js';
+import { readCaller } from '../host.js';
+import { builtFile, native } from '../native.js';
+import type { EncodedPlan } from './encode.js';
+import { moments, type NativeChild, type NativeLauncher, type NativeOutcome, stages } from './native.js';
+import { type Caller, userIdRange } from './profiles.js';
+import type { StepName } from './steps.js';
+
+/** Who is calling; read once, as a process's rights for this do not come back once they are gone. */
+export function caller(): Caller {
+  known ??= readCallerOnce();
+  return known;
+}
+
+let known: Caller | undefined;
+
+function readCallerOnce(): Caller {
+  const { admin, uid, uidMap } = readCaller('/');
+  const rootless = !admin;
+  const gid = process.getegid?.() ?? uid;
+  return { rootless, uid, gid, userIds: rootless ? { first: 0, count: 0 } : userIdRange(uidMap) };
+}
+
+/** Namespaces of each kind kept ready, and launches worked on at once. */
+const pooledNamespaces = 8;
+const launchTasks = Math.min(4, Math.max(2, availableParallelism()));
+
+/** Bytes of this file are leases of user ids, one per living VM of the host (fcntl(2), F_OFD_SETLK). */
+const leaseDirectory = '/run/casemate';
+
+/** This environment's launcher: made at the first launch, ended with the environment. */
+export function launcher(): NativeLauncher {
+  made ??= makeLauncher();
+  return made;
+}
+
+let made: NativeLauncher | undefined;
+
+function makeLauncher(): NativeLauncher {
+  const { rootless, uid, gid, userIds } = caller();
+  try {
+    if (!rootless) mkdirSync(leaseDirectory, { recursive: true, mode: 0o755 });
+    return new native.Launcher({
+      monitor: builtFile('casemate-vmm'),
+      leases: rootless ? '' : `${leaseDirectory}/user-ids`,
+      rootless,
+      uid,
+      gid,
+      firstUserId: userIds.first,
+      userIds: userIds.count,
+      tasks: launchTasks,
+      pooled: pooledNamespaces,
+      Child: native.Child,
+    });
+  } catch (cause) {
+    if (!isSystemError(cause)) throw cause;
+    throw namespaceError('prepare', cause);
+  }
+}
+
+/** Makes the launcher now and fills its pools, so that the first launch is as quick as the others. */
+export async function warmUp(): Promise<void> {
+  const { ready } = launcher();
+  for (let tries = 0; tries < 500; tries += 1) {
+    const { network, user } = ready.call(launcher());
+    if (network === pooledNamespaces && user === pooledNamespaces) return;
+    await new Promise((resolve) => setTimeout(resolve, 2));
+  }
+}
+
+/** One step of a launch that has been done. */
+export interface TimelineStep {
+  /** `'setns'`, `'createVm'`. */
+  readonly name: string;
+  /** Who did it. */
+  readonly where: 'node' | 'launcher' | 'child' | 'monitor';
+  /** When it was done, CLOCK_MONOTONIC in nanoseconds (as process.hrtime.bigint()). */
+  readonly at: bigint;
+}
+
+/** What a launch gives to be run. */
+export interface LaunchRequest {
+  readonly plan: EncodedPlan;
+  /** Descriptors by the plan's names. They stay the caller's. */
+  readonly descriptors: Readonly<Record<string, number>>;
+  /** For a program that speaks a control protocol over a socket pair of the plan. */
+  readonly control?: {
+    readonly ours: string;
+    readonly configuration: Uint8Array;
+    readonly announcement: Uint8Array;
+    readonly release: Uint8Array;
+  };
+  /** The plan's paths are the host's, not those of the prepared mount namespace. */
+  readonly inHostMounts?: boolean;
+  readonly deadline: bigint;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A launch's outcome in words: where it stopped, or how far it went. */
+export interface LaunchOutcome {
+  readonly stage: (typeof stages)[number];
+  readonly step: StepName | undefined;
+  readonly error: SystemErrorCause | undefined;
+  readonly mismatch: string | undefined;
+  readonly event: Uint8Array;
+  readonly userId: number;
+  readonly steps: readonly TimelineStep[];
+  readonly child: NativeChild | undefined;
+}
+
+/** Runs one launch. Never rejects: a failed launch has its `stage`, and a `child` to reap where there is one. */
+export function runLaunch(request: LaunchRequest): Promise<LaunchOutcome> {
+  const { plan, control } = request;
+  const descriptors = plan.given.map((name) => request.descriptors[name] ?? -1);
+  return new Promise((resolve) => {
+    const on = launcher();
+    const cancel = () => on.cancel(id);
+    const id = on.launch(
+      plan.bytes,
+      descriptors,
+      {
+        deadline: request.deadline,
+        inHostMounts: request.inHostMounts ?? false,
+        ...(control && {
+          controlSlot: plan.slots.get(control.ours) as number,
+          configuration: control.configuration,
+          announcement: control.announcement,
+          release: control.release,
+        }),
+      },
+      (outcome) => {
+        request.signal?.removeEventListener('abort', cancel);
+        resolve(describeOutcome(plan, outcome));
+      },
+    );
+    request.signal?.addEventListener('abort', cancel, { once: true });
+  });
+}
+
+function describeOutcome(plan: EncodedPlan, outcome: NativeOutcome): LaunchOutcome {
+  const stage = stages[outcome.stage] ?? 'none';
+  const index = stage === 'child' ? plan.launcherSteps + outcome.step : outcome.step;
+  return {
+    stage,
+    step: stage === 'launcher' || stage === 'child' ? plan.steps[index] : undefined,
+    error: outcome.error ?? undefined,
+    mismatch: outcome.mismatch ?? undefined,
+    event: outcome.event,
+    userId: outcome.userId,
+    get steps() {
+      return timelineSteps(plan, outcome.stamps);
+    },
+    child: outcome.child,
+  };
+}
+
+/** The stamps of a launch with their names, in the order in which things happened. */
+function timelineSteps(plan: EncodedPlan, stamps: BigUint64Array): TimelineStep[] {
+  const at = (index: number) => stamps[index] ?? 0n;
+  const moment = (name: (typeof moments)[number]) => at(moments.indexOf(name));
+  const first = moments.length + 1;
+  const list: TimelineStep[] = [
+    { name: 'submit', where: 'node', at: moment('submitted') },
+    { name: 'take', where: 'launcher', at: moment('taken') },
+  ];
+  plan.steps.forEach((name, index) => {
+    if (index === plan.launcherSteps) {
+      list.push({ name: 'clone3', where: 'launcher', at: at(moments.length) });
+    }
+    const where = index < plan.launcherSteps ? 'launcher' : 'child';
+    // execve does not return: its end is when the launcher goes on.
+    list.push({ name, where, at: name === 'exec' ? moment('cloned') : at(first + index) });
+  });
+  list.push({ name: 'jailed', where: 'launcher', at: moment('jailed') });
+  list.push({ name: 'readBack', where: 'launcher', at: moment('checked') });
+  list.push({ name: 'release', where: 'launcher', at: moment('released') });
+  return list.filter((step) => step.at !== 0n);
+}
+
+/** The typed error of a launch that failed before its monitor spoke. */
+export function launchError(outcome: LaunchOutcome): CasemateError {
+  const { stage, step, error, mismatch } = outcome;
+  if (stage === 'check') {
+    return new CasemateError(
+      'ERR_CASEMATE_JAIL_MISMATCH',
+      mismatch === undefined
+        ? `The state of the jailed process could not be read back: ${error?.message}`
+        : `The jailed process is not what was asked for: ${mismatch} differs`,
+      {
+        step: mismatch ?? 'readBack',
+        remedy: 'It was killed before any guest code ran. Is another program changing its credentials or label?',
+        cause: error,
+      },
+    );
+  }
+  if (stage === 'prepare' || (step === 'pooled' && error !== undefined)) return namespaceError(step ?? stage, error);
+  const name = step ?? stage;
+  return new CasemateError('ERR_CASEMATE_LAUNCH_STEP', `Launch step ${name} failed: ${error?.message ?? 'unknown'}`, {
+    step: name,
+    remedy: remedies[name] ?? 'Run `casemate doctor` to see what this host lacks.',
+    cause: error,
+  });
+}
+
+const remedies: Readonly<Record<string, string>> = {
+  clone: 'Namespaces of some kind cannot be made here: see /proc/sys/user/max_*_namespaces and `casemate doctor`.',
+  execLabel: 'The loaded SELinux policy does not know this context, or the caller may not set it.',
+  socketLabel: 'The loaded SELinux policy does not know this context, or the caller may not set it.',
+  exec: 'The monitor must lie on a filesystem that is not mounted noexec, and be executable by its own user.',
+  coreScheduling: "This kernel has no core scheduling (CONFIG_SCHED_CORE): switch the layer 'coreScheduling' off.",
+  keyring: "This kernel has no keyrings, or its quota is used up: see /proc/sys/kernel/keys, or switch the layer off.",
+};
+
+/** Namespaces that cannot be made: by far the most frequent reason why a jail cannot be had. */
+function namespaceError(step: string, cause: SystemErrorCause | undefined): CasemateError {
+  return new CasemateError('ERR_CASEMATE_USER_NAMESPACES', `The namespaces of the jail cannot be made: ${cause?.message}`, {
+    step,
+    remedy:
+      'See /proc/sys/user/max_user_namespaces, kernel.unprivileged_userns_clone and ' +
+      'kernel.apparmor_restrict_unprivileged_userns; `casemate doctor` says which of them is in the way.',
+    cause,
+  });
+}
+
+let nullDevice: number | undefined;
+
+/** /dev/null, opened once: what a jailed process has for its standard streams. */
+export function devNull(): number {
+  nullDevice ??= openSync('/dev/null', constants.O_RDWR);
+  return nullDevice;
+}
+
+/** Waits until a child of a failed launch is gone, so that a failure leaves nothing behind. */
+export function reaped(child: NativeChild | undefined): Promise<{ code: number | null; signal: number | null }> {
+  if (child === undefined) return Promise.resolve({ code: null, signal: null });
+  return new Promise((resolve) => child.watch(() => {}, (code, signal) => resolve({ code, signal })));
+}
+
+/** Closes descriptors that were opened for one launch. */
+export function closeAll(fds: readonly number[]): void {
+  for (const fd of fds) closeSync(fd);
+}

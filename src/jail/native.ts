@@ -1,0 +1,89 @@
+import type { SystemErrorCause } from '../errors.js';
+
+/** What the addon offers of the jail (native/addon/jail.cpp, native/addon/child.cpp). */
+export interface JailBinding {
+  Launcher: new (options: NativeLauncherOptions) => NativeLauncher;
+  Child: NativeChildConstructor;
+  /** The kernel's Landlock ABI, 0 where it has none. */
+  landlockAbi(): number;
+}
+
+/** Made by a launch only. */
+export type NativeChildConstructor = abstract new (...args: never[]) => NativeChild;
+
+export interface NativeLauncherOptions {
+  /** Path of the monitor. */
+  monitor: string;
+  /** Path of the file whose bytes are leases of user ids; '' for rootless callers. */
+  leases: string;
+  rootless: boolean;
+  uid: number;
+  gid: number;
+  firstUserId: number;
+  userIds: number;
+  tasks: number;
+  pooled: number;
+  Child: NativeChildConstructor;
+}
+
+export interface NativeLauncher {
+  /** Throws a RangeError where the plan is malformed. The outcome always comes. */
+  launch(
+    plan: Uint8Array,
+    descriptors: readonly number[],
+    options: NativeLaunchOptions,
+    callback: (outcome: NativeOutcome) => void,
+  ): number;
+  /** A launch that still waits for its monitor's first message gives up. */
+  cancel(id: number): void;
+  ready(): { network: number; user: number };
+}
+
+export interface NativeLaunchOptions {
+  /** Slot of our end of the control socket; undefined for a plain program. */
+  controlSlot?: number;
+  configuration?: Uint8Array;
+  announcement?: Uint8Array;
+  release?: Uint8Array;
+  inHostMounts?: boolean;
+  /** CLOCK_MONOTONIC ns. */
+  deadline: bigint;
+}
+
+/** enum class Stage of native/jail/launcher.hpp. */
+export const stages = ['none', 'prepare', 'launcher', 'clone', 'child', 'monitor', 'check'] as const;
+
+/** enum Moment of native/jail/launcher.hpp. */
+export const moments = ['submitted', 'taken', 'prepared', 'cloned', 'jailed', 'checked', 'released'] as const;
+
+export interface NativeOutcome {
+  /** Index into {@link stages}: where the launch failed, or 0. */
+  stage: number;
+  /** Index of the step that failed, among the launcher's or the child's. */
+  step: number;
+  error: SystemErrorCause | null;
+  /** What the read-back found different. */
+  mismatch: string | null;
+  /** Of the process, as the launcher sees it. */
+  userId: number;
+  /** The monitor's message, where it was not its announcement. */
+  event: Uint8Array;
+  /** CLOCK_MONOTONIC ns: {@link moments}, the child's start, the ends of the steps in the plan's order. */
+  stamps: BigUint64Array;
+  /** Present as soon as there is a process, also of a failed launch: it must be reaped. */
+  child?: NativeChild;
+}
+
+export interface NativeChild {
+  readonly pid: number;
+  /** Once. Keeps the event loop alive until the end. `size` is the message's own, `bytes` at most 512 of it. */
+  watch(
+    onMessage: (bytes: Uint8Array, size: number) => void,
+    onExit: (code: number | null, signal: number | null) => void,
+  ): void;
+  send(bytes: Uint8Array): void;
+  kill(signal: number): void;
+  keepAlive(yes: boolean): void;
+  /** Our end of a socket pair of the plan, by slot; -1 where it was taken already. */
+  takeDescriptor(slot: number): number;
+}

@@ -1,0 +1,300 @@
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { isSystemError } from '../errors.js';
+import { type Jail, type LayerName, monitorLimits } from '../jail/profiles.js';
+import type { NamespaceKind } from '../jail/steps.js';
+
+/** What the kernel says of one layer of a jail. */
+export interface EvidenceLayer {
+  /** Its name: a {@link LayerName}, or a property that every jail has. */
+  readonly layer: string;
+  readonly asked: string;
+  readonly observed: string;
+  /** Whether what is observed is what was asked for. */
+  readonly ok: boolean;
+  /**
+   * Where it was seen. `'kernel'`: a file of /proc, from outside the jail. `'launch'`: the kernel shows no such state
+   * of a process; the system call that sets it succeeded, or there would be no VM.
+   */
+  readonly source: 'kernel' | 'launch';
+}
+
+/** The kernel's own view of a monitor. */
+export interface Evidence {
+  readonly pid: number;
+  /** Whether every layer is as asked for. */
+  readonly ok: boolean;
+  readonly layers: readonly EvidenceLayer[];
+  /** What the monitor sees of the filesystem: mount points with their type and options. */
+  readonly mounts: readonly { readonly path: string; readonly type: string; readonly options: string }[];
+  /** The open descriptors and what they are. */
+  readonly descriptors: readonly { readonly fd: number; readonly target: string }[];
+}
+
+/** What the launch asked for. @internal */
+export interface EvidenceRequest {
+  readonly jail: Jail;
+  readonly rootless: boolean;
+  /** The monitor's user id, as Node's user namespace has it. */
+  readonly userId: number;
+  /** Descriptors that it was born with. */
+  readonly descriptors: readonly number[];
+}
+
+const namespaceLayers: readonly (readonly [LayerName, NamespaceKind])[] = [
+  ['pidNamespace', 'pid'],
+  ['mountNamespace', 'mnt'],
+  ['ipcNamespace', 'ipc'],
+  ['utsNamespace', 'uts'],
+  ['cgroupNamespace', 'cgroup'],
+  ['networkNamespace', 'net'],
+  ['userNamespace', 'user'],
+  ['timeNamespace', 'time'],
+];
+
+/** Reads the evidence of a running monitor. @internal */
+export function readEvidence(pid: number, request: EvidenceRequest): Evidence {
+  const reader = new Reader(pid, request);
+  const layers = [
+    ...namespaceLayers.map(([layer, kind]) => reader.namespace(layer, kind)),
+    reader.root(),
+    reader.ids(),
+    reader.capabilities(),
+    reader.noNewPrivs(),
+    reader.seccomp(),
+    reader.landlock(),
+    reader.limits(),
+    reader.session(),
+    reader.keyring(),
+    reader.environment(),
+    reader.cgroup(),
+    reader.selinux(),
+    reader.descriptors(),
+  ];
+  return {
+    pid,
+    ok: layers.every(({ ok }) => ok),
+    layers,
+    mounts: reader.mounts(),
+    descriptors: reader.openDescriptors(),
+  };
+}
+
+class Reader {
+  readonly #pid: number;
+  readonly #request: EvidenceRequest;
+
+  constructor(pid: number, request: EvidenceRequest) {
+    this.#pid = pid;
+    this.#request = request;
+  }
+
+  #required(layer: LayerName): boolean {
+    return this.#request.jail.layers[layer] === 'required';
+  }
+
+  /** A layer of the kernel's; what cannot be read is not as asked for. */
+  #layer(layer: string, asked: string, read: () => { observed: string; ok: boolean }): EvidenceLayer {
+    try {
+      return { layer, asked, source: 'kernel', ...read() };
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      return { layer, asked, observed: `unreadable: ${error.code}`, ok: false, source: 'kernel' };
+    }
+  }
+
+  #read(name: string): string {
+    return readFileSync(`/proc/${this.#pid}/${name}`, 'utf8');
+  }
+
+  /** The fields of /proc/pid/status; proc_pid_status(5). */
+  #status(task = ''): ReadonlyMap<string, string> {
+    return new Map(
+      this.#read(`${task}status`)
+        .split('\n')
+        .map((line) => line.split(':\t') as [string, string]),
+    );
+  }
+
+  namespace(layer: LayerName, kind: NamespaceKind): EvidenceLayer {
+    const wanted = this.#required(layer);
+    return this.#layer(layer, wanted ? 'its own' : 'off', () => {
+      const theirs = readlinkSync(`/proc/${this.#pid}/ns/${kind}`);
+      const shared = theirs === readlinkSync(`/proc/self/ns/${kind}`);
+      return { observed: shared ? `${theirs}, the host's` : theirs, ok: !wanted || !shared };
+    });
+  }
+
+  mounts(): Evidence['mounts'] {
+    // proc_pid_mountinfo(5): id, parent, device, root, mount point, options, optional fields, -, type, source, super.
+    return this.#read('mountinfo')
+      .trim()
+      .split('\n')
+      .map((line) => {
+        const [mount = '', filesystem = ''] = line.split(' - ');
+        const fields = mount.split(' ');
+        return { path: fields[4] ?? '', type: filesystem.split(' ')[0] ?? '', options: fields[5] ?? '' };
+      });
+  }
+
+  root(): EvidenceLayer {
+    const asked = 'an empty read-only tmpfs, the monitor bound into it';
+    return this.#layer('root', asked, () => {
+      const mounts = this.mounts();
+      const readOnly = mounts.every(({ options }) => options.split(',').includes('ro'));
+      const paths = mounts.map(({ path }) => path).sort();
+      const expected = mounts.length === 2 && paths[0] === '/' && paths[1] === '/casemate-vmm';
+      const tmpfs = mounts.find(({ path }) => path === '/')?.type === 'tmpfs';
+      const inside = readlinkSync(`/proc/${this.#pid}/cwd`) === '/' && readlinkSync(`/proc/${this.#pid}/root`) === '/';
+      return {
+        observed: mounts.map(({ path, type, options }) => `${path} ${type} (${options})`).join('; '),
+        ok: readOnly && expected && tmpfs && inside,
+      };
+    });
+  }
+
+  ids(): EvidenceLayer {
+    const { userId, rootless } = this.#request;
+    const wanted = this.#required('userNamespace');
+    const asked = wanted ? (rootless ? `the caller's user id ${userId}` : `user id ${userId}, its own`) : 'off';
+    return this.#layer('ids', asked, () => {
+      const status = this.#status();
+      const uid = status.get('Uid') ?? '';
+      const gid = status.get('Gid') ?? '';
+      const groups = (status.get('Groups') ?? '').trim();
+      const alone = uid === Array(4).fill(userId).join('\t') && (rootless || groups === '');
+      return { observed: `uid ${uid.split('\t')[0]}, gid ${gid.split('\t')[0]}, groups [${groups}]`, ok: !wanted || alone };
+    });
+  }
+
+  capabilities(): EvidenceLayer {
+    const wanted = this.#required('capabilities');
+    return this.#layer('capabilities', wanted ? 'none, bounding set empty' : 'off', () => {
+      const status = this.#status();
+      const sets = ['CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb'].map((name) => [name, status.get(name) ?? '?']);
+      const filled = sets.filter(([, value]) => !/^0+$/.test(value ?? ''));
+      const observed = filled.length === 0 ? 'every set is 0' : filled.map((set) => set.join(' ')).join(', ');
+      return { observed, ok: !wanted || filled.length === 0 };
+    });
+  }
+
+  noNewPrivs(): EvidenceLayer {
+    const wanted = this.#required('noNewPrivs');
+    return this.#layer('noNewPrivs', wanted ? 'set' : 'off', () => {
+      const value = this.#status().get('NoNewPrivs');
+      return { observed: value === '1' ? 'set' : 'not set', ok: !wanted || value === '1' };
+    });
+  }
+
+  /** Every thread has a filter of its own, on top of the one it was born with. */
+  seccomp(): EvidenceLayer {
+    const wanted = this.#required('seccomp');
+    return this.#layer('seccomp', wanted ? 'a filter in every thread' : 'off', () => {
+      const tasks = readdirSync(`/proc/${this.#pid}/task`).map((task) => {
+        const status = this.#status(`task/${task}/`);
+        return { mode: status.get('Seccomp'), filters: status.get('Seccomp_filters') ?? '?' };
+      });
+      const filtered = tasks.every(({ mode }) => mode === '2');
+      const counts = tasks.map(({ filters }) => filters).join(', ');
+      const observed = filtered ? `${tasks.length} threads filtered (${counts} filters)` : 'a thread without a filter';
+      return { observed, ok: !wanted || filtered };
+    });
+  }
+
+  landlock(): EvidenceLayer {
+    const wanted = this.#required('landlock');
+    const observed = wanted ? 'landlock_restrict_self succeeded; the kernel shows no more' : 'off';
+    return { layer: 'landlock', asked: wanted ? 'nothing allowed' : 'off', observed, ok: true, source: 'launch' };
+  }
+
+  limits(): EvidenceLayer {
+    const wanted = this.#required('rlimits');
+    const names: Record<(typeof monitorLimits)[number][0], string> = {
+      nofile: 'Max open files',
+      nproc: 'Max processes',
+      fsize: 'Max file size',
+      core: 'Max core file size',
+      memlock: 'Max locked memory',
+      msgqueue: 'Max msgqueue size',
+    };
+    const asked = wanted ? monitorLimits.map(([name, limit]) => `${name} ${limit}`).join(', ') : 'off';
+    return this.#layer('rlimits', asked, () => {
+      const text = this.#read('limits');
+      const found = monitorLimits.map(([name, limit]) => {
+        const [, soft, hard] = new RegExp(`^${names[name]} +(\\S+) +(\\S+)`, 'm').exec(text) ?? [];
+        return { name, soft, hard, ok: soft === String(limit) && hard === String(limit) };
+      });
+      const observed = found.map(({ name, soft, hard }) => `${name} ${soft === hard ? hard : `${soft}/${hard}`}`);
+      return { observed: observed.join(', '), ok: !wanted || found.every(({ ok }) => ok) };
+    });
+  }
+
+  /** proc_pid_stat(5): pid (name) state ppid pgrp session tty_nr ... */
+  session(): EvidenceLayer {
+    return this.#layer('session', 'its own, no terminal', () => {
+      const stat = this.#read('stat');
+      const [, , , session, terminal] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+      const observed = `session ${session}, terminal ${terminal === '0' ? 'none' : terminal}`;
+      return { observed, ok: session === String(this.#pid) && terminal === '0' };
+    });
+  }
+
+  keyring(): EvidenceLayer {
+    const wanted = this.#required('keyring');
+    const observed = wanted ? 'keyctl succeeded; the kernel shows no more' : 'off';
+    return { layer: 'keyring', asked: wanted ? 'a new, empty one' : 'off', observed, ok: true, source: 'launch' };
+  }
+
+  environment(): EvidenceLayer {
+    return this.#layer('environment', 'empty', () => {
+      const text = this.#read('environ');
+      return { observed: text === '' ? 'empty' : `${text.length} bytes`, ok: text === '' };
+    });
+  }
+
+  cgroup(): EvidenceLayer {
+    const wanted = this.#request.jail.cgroupFd !== undefined;
+    return this.#layer('cgroup', wanted ? 'born in the one given' : 'the one of Node', () => {
+      const theirs = this.#read('cgroup').trim();
+      const shared = theirs === readFileSync('/proc/self/cgroup', 'utf8').trim();
+      const unified = theirs.split('\n').find((line) => line.startsWith('0::')) ?? theirs.split('\n')[0] ?? '';
+      return { observed: unified, ok: !wanted || !shared };
+    });
+  }
+
+  selinux(): EvidenceLayer {
+    const wanted = this.#request.jail.selinuxContext;
+    if (wanted === undefined) {
+      return { layer: 'selinux', asked: 'off', observed: 'off', ok: true, source: 'launch' };
+    }
+    return this.#layer('selinux', wanted, () => {
+      const observed = this.#read('attr/current').replace(/[\0\n]+$/, '');
+      return { observed, ok: observed === wanted };
+    });
+  }
+
+  openDescriptors(): Evidence['descriptors'] {
+    return readdirSync(`/proc/${this.#pid}/fd`)
+      .map(Number)
+      .sort((left, right) => left - right)
+      .flatMap((fd) => {
+        try {
+          return [{ fd, target: readlinkSync(`/proc/${this.#pid}/fd/${fd}`) }];
+        } catch {
+          return []; // closed since it was listed
+        }
+      });
+  }
+
+  /** What it was given, and what it made of that: KVM's own descriptors and its events. */
+  descriptors(): EvidenceLayer {
+    const { descriptors } = this.#request;
+    return this.#layer('descriptors', `${descriptors.length} given, KVM's own besides`, () => {
+      const open = this.openDescriptors();
+      const own = /^anon_inode:(kvm-vm|kvm-vcpu:\d+|\[?event(fd|poll)\]?)$/;
+      const foreign = open.filter(({ fd, target }) => !descriptors.includes(fd) && !own.test(target));
+      const strangers = foreign.map(({ fd, target }) => `${fd} ${target}`).join(', ');
+      const observed = foreign.length === 0 ? open.map(({ target }) => target).join(', ') : `not given: ${strangers}`;
+      return { observed, ok: foreign.length === 0 };
+    });
+  }
+}

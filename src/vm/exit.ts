@@ -1,0 +1,127 @@
+import { constants } from 'node:os';
+import type { ExitedEvent, GuestRegisters } from './wire.js';
+
+/** How a VM ended. */
+export type VmExit =
+  /** The guest's own exit, with its code. */
+  | { readonly reason: 'exit'; readonly code: number }
+  /** An exception that the guest did not handle. */
+  | {
+      readonly reason: 'fault';
+      /** Vector of the exception: 6 for #UD, 13 for #GP, 14 for #PF (AMD64 manual, volume 2, section 8.2). */
+      readonly vector: number;
+      /** Its mnemonic, `'#PF'`. */
+      readonly name: string;
+      readonly errorCode: number;
+      /** What was accessed, for a page fault. */
+      readonly address: bigint;
+      readonly registers: GuestRegisters | undefined;
+    }
+  /** A triple fault, or the machine was shut down. */
+  | { readonly reason: 'shutdown'; readonly registers: GuestRegisters | undefined }
+  /** The guest broke its ABI (docs/guest-abi.md): an unknown port, a pointer outside its memory. */
+  | { readonly reason: 'protocol'; readonly port: number; readonly registers: GuestRegisters | undefined }
+  /** KVM could not go on: KVM_EXIT_INTERNAL_ERROR or KVM_EXIT_FAIL_ENTRY. */
+  | { readonly reason: 'internal-error'; readonly suberror: number; readonly registers: GuestRegisters | undefined }
+  /** A system call of the monitor failed while the guest ran; negative errno. */
+  | { readonly reason: 'host-error'; readonly errno: number }
+  /** `kill()`, a disposal, an aborted signal, or somebody else's SIGKILL. */
+  | { readonly reason: 'killed' }
+  /** `timeoutMs` passed. */
+  | { readonly reason: 'timeout' }
+  /** The monitor itself ended: by a signal, or at a system call that its seccomp filter refuses. */
+  | {
+      readonly reason: 'monitor-crashed';
+      readonly signal: NodeJS.Signals | undefined;
+      /** Number of the refused system call (asm/unistd_64.h). */
+      readonly blockedSyscall: number | undefined;
+      readonly code: number | undefined;
+    };
+
+const exceptionNames = [
+  '#DE',
+  '#DB',
+  'NMI',
+  '#BP',
+  '#OF',
+  '#BR',
+  '#UD',
+  '#NM',
+  '#DF',
+  'CSO',
+  '#TS',
+  '#NP',
+  '#SS',
+  '#GP',
+  '#PF',
+  'reserved',
+  '#MF',
+  '#AC',
+  '#MC',
+  '#XM',
+  '#VE',
+  '#CP',
+] as const;
+
+/** The end that a monitor reports. */
+export function exitOf(event: ExitedEvent): VmExit {
+  const { code, vector, errorCode, address, registers } = event;
+  switch (event.reason) {
+    case 'guest':
+      return { reason: 'exit', code };
+    case 'fault': {
+      const name = exceptionNames[vector] ?? `#${vector}`;
+      return { reason: 'fault', vector, name, errorCode, address, registers };
+    }
+    case 'shutdown':
+      return { reason: 'shutdown', registers };
+    case 'protocol':
+      return { reason: 'protocol', port: code, registers };
+    case 'internal':
+      return { reason: 'internal-error', suberror: code, registers };
+    case 'host':
+      return { reason: 'host-error', errno: -code };
+  }
+}
+
+/** The end of a monitor that said nothing. */
+export function crashOf(code: number | null, signal: number | null, blockedSyscall: number | undefined): VmExit {
+  if (signal === constants.signals.SIGKILL && blockedSyscall === undefined) return { reason: 'killed' };
+  const names = Object.entries(constants.signals) as [NodeJS.Signals, number][];
+  return {
+    reason: 'monitor-crashed',
+    signal: names.find(([, number]) => number === signal)?.[0],
+    blockedSyscall,
+    code: code ?? undefined,
+  };
+}
+
+/** An end in words, for people. */
+export function describeExit(exit: VmExit): string {
+  switch (exit.reason) {
+    case 'exit':
+      return `the guest exited with code ${exit.code}`;
+    case 'fault': {
+      const where = exit.registers === undefined ? '' : ` at rip 0x${exit.registers.rip.toString(16)}`;
+      const what = exit.vector === 14 ? `, address 0x${exit.address.toString(16)}` : '';
+      return `the guest faulted: ${exit.name} (vector ${exit.vector}, error code ${exit.errorCode}${what})${where}`;
+    }
+    case 'shutdown':
+      return 'the guest shut the machine down, or faulted three times over';
+    case 'protocol':
+      return `the guest broke its ABI at port 0x${exit.port.toString(16)}`;
+    case 'internal-error':
+      return `KVM could not go on with the guest (suberror ${exit.suberror})`;
+    case 'host-error':
+      return `a system call of the monitor failed (errno ${-exit.errno})`;
+    case 'killed':
+      return 'the VM was killed';
+    case 'timeout':
+      return 'the VM ran out of its time';
+    case 'monitor-crashed': {
+      if (exit.blockedSyscall !== undefined) return `the monitor was stopped at system call ${exit.blockedSyscall}`;
+      const how = exit.signal === undefined ? `with code ${exit.code}` : `by ${exit.signal}`;
+      return `the monitor ended ${how} without a word of its guest`;
+    }
+  }
+}

@@ -1,0 +1,266 @@
+import { CasemateError, abortError } from '../errors.js';
+import { type EncodedPlan, encodePlan } from '../jail/encode.js';
+import { caller, devNull, type LaunchOutcome, launchError, reaped, runLaunch } from '../jail/launcher.js';
+import { type Jail, monitorPlan } from '../jail/profiles.js';
+import { native } from '../native.js';
+import * as selinux from '../selinux/index.js';
+import { channels } from './channels.js';
+import { describeExit } from './exit.js';
+import { LaunchFiles } from './files.js';
+import { cpuidTable, kvmDevice } from './kvm-device.js';
+import { type LaunchOptions, type ParsedOptions, parseOptions } from './options.js';
+import { timeline } from './timeline.js';
+import { Vm } from './vm.js';
+import { bare, decodeEvent, encodeConfiguration, type MonitorEvent, wire } from './wire.js';
+
+/** How long a monitor may take to give up its rights: it is a millisecond's work. */
+const jailTimeoutMs = 10_000;
+
+let count = 0;
+
+/**
+ * Launches a virtual machine in a jail and resolves at its guest's first hypercall (its doorbell).
+ *
+ * Options are checked before anything is created. A failure at any step leaves nothing behind: no process,
+ * descriptor, mount, cgroup or namespace.
+ *
+ * @throws CasemateError with `code`, `step`, `errno` and `remedy`; an AbortError where `signal` is aborted.
+ * @example
+ * ```ts
+ * await using vm = await launch({ guest: 'guest.elf', args: ['42'] });
+ * vm.console.pipe(process.stdout);
+ * console.log(await vm.exited);
+ * ```
+ */
+export async function launch(options: LaunchOptions = {}): Promise<Vm> {
+  const t0 = process.hrtime.bigint();
+  const parsed = parseOptions(options);
+  if (parsed.signal?.aborted) throw abortError(parsed.signal);
+  count += 1;
+  const id = `${process.pid}-${count}`;
+  const context = { id, options: parsed };
+  channels.launch.start.publish(context);
+  try {
+    const vm = await launchParsed(id, parsed, t0);
+    channels.launch.asyncEnd.publish({ ...context, vm });
+    return vm;
+  } catch (error) {
+    channels.launch.error.publish({ ...context, error });
+    throw error;
+  }
+}
+
+async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Promise<Vm> {
+  checkLayers(options.jail);
+  const files = new LaunchFiles();
+  let outcome: LaunchOutcome;
+  const plan = planFor(options);
+  try {
+    const kvm = kvmDevice(options.kvmFd);
+    const configuration = encodeConfiguration({
+      memorySize: options.memoryMib * 1024 * 1024,
+      flags: configurationFlags(options),
+      format: options.format,
+      cpl: options.cpl,
+      cpuid: cpuidTable(kvm),
+      args: options.args,
+    });
+    outcome = await runLaunch({
+      plan,
+      descriptors: {
+        null: devNull(),
+        kvm,
+        guest: files.open('options.guest', options.guest),
+        ...(options.input !== undefined && { input: files.open('options.input', options.input) }),
+        ...(options.jail.networkNamespaceFd !== undefined && { networkNamespace: options.jail.networkNamespaceFd }),
+        ...(options.jail.cgroupFd !== undefined && { cgroup: options.jail.cgroupFd }),
+      },
+      control: { ours: 'ourControl', configuration, announcement, release },
+      deadline: t0 + BigInt(jailTimeoutMs) * 1_000_000n,
+      signal: options.signal,
+    });
+  } finally {
+    files.close();
+  }
+  if (outcome.stage !== 'none' || outcome.child === undefined) {
+    const end = await reaped(outcome.child);
+    if (options.signal?.aborted) throw abortError(options.signal);
+    throw outcome.stage === 'monitor' ? monitorError(outcome, end) : launchError(outcome);
+  }
+  return awaitDoorbell(id, options, plan, outcome, t0);
+}
+
+const announcement = bare(wire.events.jailed);
+const release = bare(wire.commands.run);
+
+/** Takes over a monitor that has been let go, until its guest has rung. */
+async function awaitDoorbell(
+  id: string,
+  options: ParsedOptions,
+  plan: EncodedPlan,
+  outcome: LaunchOutcome,
+  t0: bigint,
+): Promise<Vm> {
+  let rung: (stamps: BigUint64Array) => void = () => {};
+  const doorbell = new Promise<BigUint64Array>((resolve) => {
+    rung = resolve;
+  });
+  const { jail, signal } = options;
+  const vm = new Vm(
+    {
+      id,
+      child: outcome.child as NonNullable<LaunchOutcome['child']>,
+      consoleSlot: plan.slots.get('ourConsole'),
+      evidence: { jail, rootless: caller().rootless, userId: outcome.userId, descriptors: bornWith(options) },
+    },
+    (stamps) => rung(stamps),
+  );
+  vm.once('exit', (exit) => channels.exit.publish({ id, vm, exit }));
+  const onAbort = () => vm.end({ reason: 'killed' });
+  signal?.addEventListener('abort', onAbort, { once: true });
+  const elapsedMs = Number(process.hrtime.bigint() - t0) / 1e6;
+  const startLimit = setTimeout(() => vm.end({ reason: 'timeout' }), options.startTimeoutMs - elapsedMs);
+  const lifeLimit =
+    options.timeoutMs === undefined
+      ? undefined
+      : setTimeout(() => vm.end({ reason: 'timeout' }), options.timeoutMs - elapsedMs);
+  vm.exited.then(() => {
+    clearTimeout(lifeLimit);
+    signal?.removeEventListener('abort', onAbort);
+  });
+  const stamps = await Promise.race([doorbell, vm.exited.then(() => undefined)]);
+  clearTimeout(startLimit);
+  if (stamps === undefined) throw await startError(vm, options);
+  const t2 = process.hrtime.bigint();
+  vm.launched(() => timeline(t0, t2, outcome.steps, stamps));
+  return vm;
+}
+
+/** Why a VM ended before its guest rang. */
+async function startError(vm: Vm, options: ParsedOptions): Promise<Error> {
+  const exit = await vm.exited;
+  if (options.signal?.aborted) return abortError(options.signal);
+  const { failure, violation } = vm.trouble;
+  if (failure !== undefined) return failureError(failure);
+  if (violation !== undefined) {
+    return new CasemateError('ERR_CASEMATE_PROTOCOL', `The monitor sent ${violation}; it was killed`, {
+      step: 'control',
+      remedy: 'Treat the guest as hostile: this is what a taken-over monitor does.',
+    });
+  }
+  if (exit.reason === 'timeout') {
+    return new CasemateError('ERR_CASEMATE_TIMEOUT', 'The guest made no hypercall within its time; it was killed', {
+      step: 'guest',
+      remedy: 'Ring the doorbell early (docs/guest-abi.md), or raise options.startTimeoutMs or options.timeoutMs.',
+    });
+  }
+  return new CasemateError('ERR_CASEMATE_EARLY_EXIT', `Before its first hypercall ${describeExit(exit)}`, {
+    step: 'guest',
+    remedy: 'Is the guest built for the ABI of docs/guest-abi.md, and for this CPL?',
+    cause: exit,
+  });
+}
+
+/** A monitor that gave up before it was released. */
+function monitorError(outcome: LaunchOutcome, end: { code: number | null; signal: number | null }): CasemateError {
+  const event = outcome.event.length === 0 ? undefined : decodeEvent(outcome.event, outcome.event.length);
+  if (event?.type === 'failed') return failureError(event);
+  if (outcome.error?.code === 'ETIMEDOUT') {
+    return new CasemateError('ERR_CASEMATE_TIMEOUT', 'The monitor did not give up its rights in time; it was killed', {
+      step: 'monitor',
+      remedy: 'Is the machine overloaded, or the monitor stopped by a debugger?',
+      cause: outcome.error,
+    });
+  }
+  const how = end.signal === null ? `with code ${end.code}` : `by signal ${end.signal}`;
+  return new CasemateError('ERR_CASEMATE_MONITOR', `The monitor ended ${how} before it was ready`, {
+    step: event?.type === 'blocked' ? `system call ${event.syscall}` : 'monitor',
+    remedy: 'Please report this, with the output of `casemate doctor`.',
+    cause: outcome.error,
+  });
+}
+
+function failureError(event: Extract<MonitorEvent, { type: 'failed' }>): CasemateError {
+  const { step, errno, call, image } = event;
+  if (image !== undefined) {
+    return new CasemateError('ERR_CASEMATE_GUEST_IMAGE', `The guest image cannot be loaded: ${image}`, {
+      step: 'options.guest',
+      remedy: 'Build it with the linker script and the header of the package (docs/guest-abi.md).',
+    });
+  }
+  const code = kvmSteps.has(step) ? 'ERR_CASEMATE_KVM' : 'ERR_CASEMATE_MONITOR';
+  const cause = errno === 0 ? undefined : native.systemError(errno, call);
+  return new CasemateError(code, `The monitor failed at step ${step}: ${cause?.message ?? call}`, {
+    step,
+    remedy: monitorRemedies[step] ?? 'Run `casemate doctor` to see what this host lacks.',
+    cause,
+  });
+}
+
+const kvmSteps: ReadonlySet<string> = new Set(['createVm', 'memory', 'irqchip', 'vcpu']);
+
+const monitorRemedies: Readonly<Record<string, string>> = {
+  descriptors: 'A descriptor did not arrive as what it was: does the SELinux policy let the monitor use it?',
+  memory: 'Is there enough memory for options.memoryMib?',
+};
+
+/** What is asked for and known to be missing is refused before anything is created. */
+function checkLayers(jail: Jail): void {
+  if (jail.layers.landlock === 'required' && native.landlockAbi() === 0) {
+    throw new CasemateError('ERR_CASEMATE_LAYER_UNAVAILABLE', 'This kernel has no Landlock, or has it switched off', {
+      step: 'landlock',
+      remedy:
+        "Add landlock to the kernel's lsm= parameter (Linux 5.13 or newer), or use profile 'custom' with " +
+        "layers: { landlock: 'off' }.",
+    });
+  }
+  if (jail.selinuxContext !== undefined) selinux.checkContext(jail.selinuxContext);
+}
+
+function configurationFlags({ console, input, jail }: ParsedOptions): number {
+  const { flags } = wire;
+  const on = (layer: 'landlock' | 'seccomp' | 'noNewPrivs') => jail.layers[layer] === 'required';
+  const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
+  return (
+    flags.parentDeath |
+    (console ? flags.console : 0) |
+    (input === undefined ? 0 : flags.input) |
+    (ownUserId ? flags.lease : 0) |
+    (on('landlock') ? flags.landlock : 0) |
+    (on('seccomp') ? flags.seccomp : 0) |
+    (on('noNewPrivs') ? flags.noNewPrivs : 0)
+  );
+}
+
+/** The numbers of the descriptors that a monitor is born with. */
+function bornWith({ console, input, jail }: ParsedOptions): number[] {
+  const { control, kvm, guest, lease } = wire.descriptors;
+  const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
+  return [
+    0,
+    1,
+    2,
+    control,
+    kvm,
+    guest,
+    ...(console ? [wire.descriptors.console] : []),
+    ...(input === undefined ? [] : [wire.descriptors.input]),
+    ...(ownUserId ? [lease] : []),
+  ];
+}
+
+const plans = new Map<string, EncodedPlan>();
+
+/** The encoded plan of a launch: the same for all launches that ask for the same jail. */
+function planFor({ jail, console, input }: ParsedOptions): EncodedPlan {
+  // Descriptors are in it as names: only whether they are there makes another plan.
+  const { networkNamespaceFd, cgroupFd, ...same } = jail;
+  const key = JSON.stringify([same, networkNamespaceFd !== undefined, cgroupFd !== undefined, console, input !== undefined]);
+  let plan = plans.get(key);
+  if (plan === undefined) {
+    const monitor = { console, input: input !== undefined, numbers: wire.descriptors };
+    plan = encodePlan(monitorPlan(jail, caller(), monitor));
+    plans.set(key, plan);
+  }
+  return plan;
+}

@@ -1,0 +1,131 @@
+import { descriptor, integer, invalid, object, oneOf, string } from '../is.js';
+import { type Jail, type JailOptions, parseJail } from '../jail/profiles.js';
+import { builtFile } from '../native.js';
+
+/** A file that the VM gets: its path, its contents, or a descriptor that stays the caller's. */
+export type FileSource = string | Uint8Array | { fd: number };
+
+/** What {@link launch} takes. Every option has a default. */
+export interface LaunchOptions {
+  /**
+   * The guest: a flat binary or a static ELF64 executable for bare metal (docs/guest-abi.md). Default: the built-in
+   * guest, which says hello.
+   */
+  guest?: FileSource;
+  /** What `guest` is. Default `'auto'`: ELF by its first bytes, flat otherwise. */
+  format?: 'auto' | 'elf' | 'flat';
+  /** The guest's arguments. `argv[0]` is its name, as everywhere; it is {@link LaunchOptions.name} and not given here. */
+  args?: readonly string[];
+  /** A buffer that the guest finds in its memory, read-write, a private copy. */
+  input?: FileSource;
+  /** Memory of the guest in MiB, even, 4 to 65536. Default 16. */
+  memoryMib?: number;
+  /** Privilege level that the guest runs at: 3, native on every kind of KVM (the default), or 0. */
+  cpl?: 0 | 3;
+  /** `'pipe'` (the default): {@link Vm.console} must be read, or a guest that writes will wait. `'ignore'`: none. */
+  console?: 'pipe' | 'ignore';
+  /** The jail of the monitor. Default: the strict profile. */
+  jail?: JailOptions;
+  /** An open `/dev/kvm` to use instead of opening it; it stays the caller's. */
+  kvm?: { fd: number };
+  /** A name for this VM, in `argv[0]` of the guest and in tracing. Default `'guest'`. */
+  name?: string;
+  /** Ends the VM, with reason `'timeout'`, this many milliseconds after `launch()`. Default: never. */
+  timeoutMs?: number;
+  /** How long the guest may take to its first hypercall, in milliseconds. Default 10000. */
+  startTimeoutMs?: number;
+  /** Aborts the launch; once the VM runs, kills it. */
+  signal?: AbortSignal;
+}
+
+/** Checked options, with their defaults. */
+export interface ParsedOptions {
+  readonly guest: FileSource;
+  readonly format: 'auto' | 'elf' | 'flat';
+  readonly args: readonly string[];
+  readonly input: FileSource | undefined;
+  readonly memoryMib: number;
+  readonly cpl: 0 | 3;
+  readonly console: boolean;
+  readonly jail: Jail;
+  readonly kvmFd: number | undefined;
+  readonly timeoutMs: number | undefined;
+  readonly startTimeoutMs: number;
+  readonly signal: AbortSignal | undefined;
+}
+
+const known = [
+  'guest',
+  'format',
+  'args',
+  'input',
+  'memoryMib',
+  'cpl',
+  'console',
+  'jail',
+  'kvm',
+  'name',
+  'timeoutMs',
+  'startTimeoutMs',
+  'signal',
+] as const satisfies readonly (keyof LaunchOptions)[];
+
+/** The largest delay that Node's timers take. */
+const maxDelayMs = 0x7fffffff;
+
+const maxArgumentsSize = 65536;
+
+/** Refuses bad options before anything is created. */
+export function parseOptions(options: unknown): ParsedOptions {
+  const given = object('options', options, known);
+  const name = string('options.name', given.name ?? 'guest');
+  const memoryMib = integer('options.memoryMib', given.memoryMib ?? 16, 4, 65536);
+  if (memoryMib % 2 !== 0) throw invalid('options.memoryMib', 'an even number (pages are of 2 MiB)', memoryMib);
+  const cpl = given.cpl ?? 3;
+  if (cpl !== 0 && cpl !== 3) throw invalid('options.cpl', '0 or 3', cpl);
+  return {
+    guest: given.guest === undefined ? builtFile('casemate-guest-hello.elf') : parseFile('options.guest', given.guest),
+    format: oneOf('options.format', given.format ?? 'auto', ['auto', 'elf', 'flat']),
+    args: [name, ...parseArgs(given.args ?? [], name)],
+    input: given.input === undefined ? undefined : parseFile('options.input', given.input),
+    memoryMib,
+    cpl,
+    console: oneOf('options.console', given.console ?? 'pipe', ['pipe', 'ignore']) === 'pipe',
+    jail: parseJail(given.jail),
+    kvmFd:
+      given.kvm === undefined
+        ? undefined
+        : descriptor('options.kvm.fd', object('options.kvm', given.kvm, ['fd']).fd),
+    timeoutMs:
+      given.timeoutMs === undefined ? undefined : integer('options.timeoutMs', given.timeoutMs, 1, maxDelayMs),
+    startTimeoutMs: integer('options.startTimeoutMs', given.startTimeoutMs ?? 10_000, 1, maxDelayMs),
+    signal: parseSignal(given.signal),
+  };
+}
+
+function parseArgs(value: unknown, name: string): string[] {
+  if (!Array.isArray(value)) throw invalid('options.args', 'an array of strings', value);
+  const args = value.map((arg, index) => string(`options.args[${index}]`, arg));
+  const size = [name, ...args].reduce((sum, arg) => sum + Buffer.byteLength(arg) + 1, 0);
+  if (size > maxArgumentsSize) {
+    throw invalid('options.args', `arguments of at most ${maxArgumentsSize} bytes in all`, `${size} bytes`);
+  }
+  return args;
+}
+
+function parseFile(name: string, value: unknown): FileSource {
+  if (value instanceof Uint8Array) {
+    if (value.length === 0) throw invalid(name, 'bytes, at least one', value);
+    return value;
+  }
+  if (typeof value === 'string') {
+    if (value === '') throw invalid(name, 'a path, a Uint8Array or { fd }', value);
+    return string(name, value);
+  }
+  return { fd: descriptor(`${name}.fd`, object(name, value, ['fd']).fd) };
+}
+
+function parseSignal(value: unknown): AbortSignal | undefined {
+  if (value === undefined || value instanceof AbortSignal) return value;
+  throw invalid('options.signal', 'an AbortSignal', value);
+}

@@ -1,0 +1,239 @@
+import { EventEmitter } from 'node:events';
+import { Socket } from 'node:net';
+import { constants } from 'node:os';
+import type { Duplex } from 'node:stream';
+import { CasemateError } from '../errors.js';
+import type { NativeChild } from '../jail/native.js';
+import { type Evidence, type EvidenceRequest, readEvidence } from './evidence.js';
+import { crashOf, exitOf, type VmExit } from './exit.js';
+import type { Timeline } from './timeline.js';
+import { bare, decodeEvent, type ExitedEvent, type MonitorEvent, wire } from './wire.js';
+
+/** What a {@link Vm} emits. */
+export interface VmEvents {
+  /** The guest no longer runs, its state is kept. */
+  paused: [];
+  /** The guest runs again. */
+  resumed: [];
+  /** The VM has ended and nothing of it is left. Last event. */
+  exit: [exit: VmExit];
+}
+
+/** Where a VM is in its life. */
+export type VmState = 'starting' | 'running' | 'paused' | 'exited';
+
+/** What a {@link Vm} is made of. @internal */
+export interface VmParts {
+  readonly id: string;
+  readonly child: NativeChild;
+  /** Slot of our end of the console, undefined where there is none. */
+  readonly consoleSlot: number | undefined;
+  readonly evidence: EvidenceRequest;
+}
+
+/**
+ * A running virtual machine: a guest in KVM, its monitor in a jail. Made by {@link launch}.
+ *
+ * It keeps Node's event loop alive until it ends. `await using` ends it with its scope.
+ */
+export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
+  /** Unique in this process and, with {@link Vm.pid}, on this host. */
+  readonly id: string;
+  /** The monitor's process id, as Node's pid namespace has it. */
+  readonly pid: number;
+  /** Resolves, never rejects, when the VM has ended and its monitor has been reaped. */
+  readonly exited: Promise<VmExit>;
+
+  readonly #parts: VmParts;
+  readonly #resolveExited: (exit: VmExit) => void;
+  #state: VmState = 'starting';
+  #timeline: (() => Timeline) | undefined;
+  #console: Duplex | undefined;
+  /** Why we killed it, where we did. */
+  #ending: VmExit | undefined;
+  #guestExit: ExitedEvent | undefined;
+  #failure: Extract<MonitorEvent, { type: 'failed' }> | undefined;
+  #blockedSyscall: number | undefined;
+  #violation: string | undefined;
+  #onDoorbell: ((stamps: BigUint64Array) => void) | undefined;
+  /** Calls of pause() and resume() take their turns. */
+  #turn: Promise<void> = Promise.resolve();
+  #onAnswer: (() => void) | undefined;
+
+  /** @internal */
+  constructor(parts: VmParts, onDoorbell: (stamps: BigUint64Array) => void) {
+    super();
+    this.id = parts.id;
+    this.pid = parts.child.pid;
+    this.#parts = parts;
+    this.#onDoorbell = onDoorbell;
+    let resolve: (exit: VmExit) => void = () => {};
+    this.exited = new Promise((settle) => {
+      resolve = settle;
+    });
+    this.#resolveExited = resolve;
+    parts.child.watch(
+      (bytes, size) => this.#onMessage(decodeEvent(bytes, size)),
+      (code, signal) => this.#onEnd(code, signal),
+    );
+  }
+
+  /** Where it is in its life. */
+  get state(): VmState {
+    return this.#state;
+  }
+
+  /** Every step of the launch, to the nanosecond. */
+  get timeline(): Timeline {
+    if (this.#timeline === undefined) throw this.#closed('The timeline is known once the launch is done');
+    return this.#timeline();
+  }
+
+  /**
+   * The guest's console: what it writes is read here, what is written here it reads; `end()` is its end of file.
+   * Backpressure works both ways, so an unread console stops a guest that writes.
+   *
+   * @throws CasemateError ERR_CASEMATE_STATE for a VM launched with `console: 'ignore'`.
+   */
+  get console(): Duplex {
+    this.#console ??= this.#openConsole();
+    return this.#console;
+  }
+
+  #openConsole(): Duplex {
+    const { consoleSlot, child } = this.#parts;
+    if (consoleSlot === undefined) {
+      throw new CasemateError('ERR_CASEMATE_STATE', "This VM was launched with console: 'ignore'", {
+        step: 'console',
+        remedy: "Launch it with console: 'pipe'.",
+      });
+    }
+    // Half-open: the guest may go on writing after its input has ended, and be read to its end after its own.
+    return new Socket({ fd: child.takeDescriptor(consoleSlot), readable: true, writable: true, allowHalfOpen: true });
+  }
+
+  /**
+   * Stops the guest, also within a console call. Resolves once every vCPU stands still.
+   *
+   * @throws CasemateError ERR_CASEMATE_CLOSED where the VM has ended or ends meanwhile.
+   */
+  pause(): Promise<void> {
+    return this.#command(wire.commands.pause, 'paused');
+  }
+
+  /**
+   * Lets a paused guest go on.
+   *
+   * @throws CasemateError ERR_CASEMATE_CLOSED where the VM has ended or ends meanwhile.
+   */
+  resume(): Promise<void> {
+    return this.#command(wire.commands.resume, 'running');
+  }
+
+  #command(command: number, wanted: VmState): Promise<void> {
+    const turn = this.#turn.then(async () => {
+      if (this.#state === wanted) return;
+      if (this.#state === 'exited') throw this.#closed('The VM has ended');
+      const answered = new Promise<void>((resolve) => {
+        this.#onAnswer = resolve;
+      });
+      try {
+        this.#parts.child.send(bare(command));
+      } catch {
+        // It has hung up already: its end is on the way.
+      }
+      await Promise.race([answered, this.exited]);
+      if ((this.#state as VmState) === 'exited') throw this.#closed('The VM has ended');
+    });
+    this.#turn = turn.catch(() => {});
+    return turn;
+  }
+
+  /** Ends the VM at once and resolves when nothing of it is left. Harmless on one that has ended. */
+  kill(): Promise<VmExit> {
+    this.end({ reason: 'killed' });
+    return this.exited;
+  }
+
+  /** Ends the VM for a reason of ours. @internal */
+  end(reason: VmExit): void {
+    if (this.#state === 'exited') return;
+    this.#ending ??= reason;
+    this.#parts.child.kill(constants.signals.SIGKILL);
+  }
+
+  /**
+   * The kernel's own view of the monitor, read now and from outside, layer by layer: what was asked for, what is.
+   *
+   * @throws CasemateError ERR_CASEMATE_CLOSED where the VM has ended.
+   */
+  async evidence(): Promise<Evidence> {
+    if (this.#state === 'exited') throw this.#closed('The VM has ended');
+    return readEvidence(this.pid, this.#parts.evidence);
+  }
+
+  /** {@link Vm.kill}, as the end of an `await using` scope. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.kill();
+    this.#console?.destroy();
+  }
+
+  /** What the monitor said of a set-up that failed, or what was wrong with its messages. @internal */
+  get trouble(): { failure: Extract<MonitorEvent, { type: 'failed' }> | undefined; violation: string | undefined } {
+    return { failure: this.#failure, violation: this.#violation };
+  }
+
+  /** The launch is done. @internal */
+  launched(timeline: () => Timeline): void {
+    this.#timeline = timeline;
+  }
+
+  #onMessage(event: MonitorEvent | undefined): void {
+    switch (event?.type) {
+      case 'doorbell':
+        if (this.#state !== 'starting') return this.#violate('a second doorbell');
+        this.#state = 'running';
+        return this.#onDoorbell?.(event.stamps);
+      case 'paused':
+      case 'resumed': {
+        const answer = this.#onAnswer;
+        if (answer === undefined) return this.#violate(`an unasked '${event.type}'`);
+        this.#onAnswer = undefined;
+        this.#state = event.type === 'paused' ? 'paused' : 'running';
+        answer();
+        return void this.emit(event.type);
+      }
+      case 'exited':
+        this.#guestExit = event;
+        return;
+      case 'failed':
+        this.#failure = event;
+        return;
+      case 'blocked':
+        this.#blockedSyscall = event.syscall;
+        return;
+      default:
+        return this.#violate('a message that is none of the protocol');
+    }
+  }
+
+  /** A monitor that breaks the protocol is no longer ours. */
+  #violate(what: string): void {
+    this.#violation ??= what;
+    this.end({ reason: 'monitor-crashed', signal: undefined, blockedSyscall: undefined, code: undefined });
+  }
+
+  #onEnd(code: number | null, signal: number | null): void {
+    this.#state = 'exited';
+    const exit =
+      this.#guestExit !== undefined && this.#violation === undefined
+        ? exitOf(this.#guestExit)
+        : (this.#ending ?? crashOf(code, signal, this.#blockedSyscall));
+    this.#resolveExited(exit);
+    this.emit('exit', exit);
+  }
+
+  #closed(message: string): CasemateError {
+    return new CasemateError('ERR_CASEMATE_CLOSED', message, { step: 'vm', remedy: 'Launch another one.' });
+  }
+}

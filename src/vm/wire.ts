@@ -1,0 +1,230 @@
+/**
+ * The control protocol of native/vmm/wire.h, as Node speaks it. A test compiles that header and compares every
+ * number here with it.
+ */
+
+/** @internal */
+export const wire = {
+  magic: 0x766d6d63,
+  version: 1,
+  descriptors: { control: 3, kvm: 4, guest: 5, console: 6, input: 7, lease: 8 },
+  commands: { configure: 1, run: 2, pause: 3, resume: 4 },
+  formats: { auto: 0, elf: 1, flat: 2 },
+  flags: {
+    console: 1,
+    input: 2,
+    lease: 4,
+    landlock: 8,
+    seccomp: 16,
+    noNewPrivs: 32,
+    parentDeath: 64,
+  },
+  configureSize: 56,
+  maxCpuid: 256,
+  maxArgumentsSize: 65536,
+  events: { jailed: 1, doorbell: 2, paused: 3, resumed: 4, exited: 5, failed: 6, blocked: 7 },
+  sizes: { doorbell: 96, exited: 232, failed: 64, blocked: 24 },
+  exits: { guest: 1, fault: 2, shutdown: 3, internal: 4, protocol: 5, host: 6 },
+} as const;
+
+/** The monitor's steps, in the order of enum casemate_stamp. */
+export const stampNames = [
+  'exec',
+  'configure',
+  'jail',
+  'createVm',
+  'memory',
+  'irqchip',
+  'vcpu',
+  'confine',
+  'load',
+  'awaitRun',
+  'guest',
+] as const;
+
+/** enum casemate_setup_step, from 1. */
+const setupSteps = [
+  'configure',
+  'descriptors',
+  'jail',
+  'createVm',
+  'memory',
+  'irqchip',
+  'vcpu',
+  'guest',
+] as const;
+
+/** Where a monitor's set-up failed. */
+export type SetupStep = (typeof setupSteps)[number];
+
+/** enum casemate_image_error, from 1. */
+const imageErrors = [
+  'the file is shorter than its headers say',
+  'it is not a 64-bit little-endian x86-64 ELF file',
+  'it is not a static executable (ET_EXEC without an interpreter)',
+  'its headers are of sizes, counts or offsets that cannot be',
+  'a segment is of impossible size or overlaps another',
+  'a segment lies outside the memory of the guest, or below 2 MiB',
+  'its entry point lies outside every executable segment',
+  'it is empty',
+  'image, input, arguments and stack do not fit into the memory of the guest',
+] as const;
+
+const registerNames = [
+  'rax',
+  'rbx',
+  'rcx',
+  'rdx',
+  'rsi',
+  'rdi',
+  'rsp',
+  'rbp',
+  'r8',
+  'r9',
+  'r10',
+  'r11',
+  'r12',
+  'r13',
+  'r14',
+  'r15',
+  'rip',
+  'rflags',
+  'cr0',
+  'cr2',
+  'cr3',
+  'cr4',
+  'efer',
+] as const;
+
+/** The registers of a vCPU at the moment its guest ended. */
+export type GuestRegisters = Readonly<Record<(typeof registerNames)[number], bigint>>;
+
+/** A monitor's configuration. */
+export interface Configuration {
+  memorySize: number;
+  flags: number;
+  format: keyof typeof wire.formats;
+  cpl: 0 | 3;
+  /** struct kvm_cpuid_entry2[]. */
+  cpuid: Uint8Array;
+  args: readonly string[];
+}
+
+/** struct casemate_configure with what follows it. */
+export function encodeConfiguration(configuration: Configuration): Uint8Array {
+  const args = Buffer.from(configuration.args.map((arg) => `${arg}\0`).join(''));
+  const size = wire.configureSize + configuration.cpuid.length + args.length;
+  const bytes = Buffer.alloc(size);
+  bytes.writeUInt32LE(wire.commands.configure, 0);
+  bytes.writeUInt32LE(size, 4);
+  bytes.writeUInt32LE(wire.magic, 8);
+  bytes.writeUInt32LE(wire.version, 12);
+  bytes.writeBigUInt64LE(BigInt(configuration.memorySize), 16);
+  bytes.writeUInt32LE(configuration.flags, 24);
+  bytes.writeUInt32LE(wire.formats[configuration.format], 28);
+  bytes.writeUInt32LE(1, 32);
+  bytes.writeUInt32LE(configuration.cpl, 36);
+  bytes.writeUInt32LE(configuration.cpuid.length / 40, 40);
+  bytes.writeUInt32LE(configuration.args.length, 44);
+  bytes.writeUInt32LE(args.length, 48);
+  bytes.set(configuration.cpuid, wire.configureSize);
+  bytes.set(args, wire.configureSize + configuration.cpuid.length);
+  return bytes;
+}
+
+/** A message of eight bytes: a command, or an event without a body. */
+export function bare(type: number): Uint8Array {
+  const bytes = Buffer.alloc(8);
+  bytes.writeUInt32LE(type, 0);
+  bytes.writeUInt32LE(8, 4);
+  return bytes;
+}
+
+/** How a guest ended, as its monitor tells it. */
+export interface ExitedEvent {
+  type: 'exited';
+  reason: keyof typeof wire.exits;
+  code: number;
+  vector: number;
+  errorCode: number;
+  address: bigint;
+  at: bigint;
+  registers: GuestRegisters | undefined;
+}
+
+/** What a monitor says. */
+export type MonitorEvent =
+  | { type: 'jailed' | 'paused' | 'resumed' }
+  | { type: 'doorbell'; stamps: BigUint64Array }
+  | ExitedEvent
+  | { type: 'failed'; step: SetupStep; errno: number; call: string; detail: number; image: string | undefined }
+  | { type: 'blocked'; syscall: number; arch: number; argument: bigint };
+
+/**
+ * A monitor's message, or undefined where it is none of the protocol's: wrong size for its type, numbers out of
+ * range. The monitor may have been taken over by its guest, so nothing of it is taken on trust.
+ */
+export function decodeEvent(message: Uint8Array, size: number): MonitorEvent | undefined {
+  const bytes = Buffer.from(message.buffer, message.byteOffset, message.byteLength);
+  if (size !== bytes.length || size < 8 || bytes.readUInt32LE(4) !== size) return undefined;
+  const { events, sizes } = wire;
+  switch (bytes.readUInt32LE(0)) {
+    case events.jailed:
+      return size === 8 ? { type: 'jailed' } : undefined;
+    case events.paused:
+      return size === 8 ? { type: 'paused' } : undefined;
+    case events.resumed:
+      return size === 8 ? { type: 'resumed' } : undefined;
+    case events.doorbell: {
+      if (size !== sizes.doorbell) return undefined;
+      return { type: 'doorbell', stamps: BigUint64Array.from(stampNames, (_, i) => bytes.readBigUInt64LE(8 + i * 8)) };
+    }
+    case events.exited:
+      return size === sizes.exited ? decodeExited(bytes) : undefined;
+    case events.failed:
+      return size === sizes.failed ? decodeFailed(bytes) : undefined;
+    case events.blocked: {
+      if (size !== sizes.blocked) return undefined;
+      const argument = bytes.readBigUInt64LE(16);
+      return { type: 'blocked', syscall: bytes.readUInt32LE(8), arch: bytes.readUInt32LE(12), argument };
+    }
+    default:
+      return undefined;
+  }
+}
+
+function decodeExited(bytes: Buffer): ExitedEvent | undefined {
+  const number = bytes.readUInt32LE(8);
+  const reason = (Object.keys(wire.exits) as (keyof typeof wire.exits)[]).find((name) => wire.exits[name] === number);
+  const code = bytes.readUInt32LE(12);
+  const vector = bytes.readUInt32LE(16);
+  if (reason === undefined || vector > 31 || (reason === 'guest' && code > 255)) return undefined;
+  const registers = bytes.readUInt32LE(40) === 0 ? undefined : decodeRegisters(bytes.subarray(48));
+  return {
+    type: 'exited',
+    reason,
+    code,
+    vector,
+    errorCode: bytes.readUInt32LE(20),
+    address: bytes.readBigUInt64LE(24),
+    at: bytes.readBigUInt64LE(32),
+    registers,
+  };
+}
+
+function decodeRegisters(bytes: Buffer): GuestRegisters {
+  return Object.fromEntries(
+    registerNames.map((name, i) => [name, bytes.readBigUInt64LE(i * 8)]),
+  ) as unknown as GuestRegisters;
+}
+
+function decodeFailed(bytes: Buffer): MonitorEvent | undefined {
+  const step = setupSteps[bytes.readUInt32LE(8) - 1];
+  const errno = bytes.readUInt32LE(12);
+  const detail = bytes.readUInt32LE(16);
+  const end = bytes.indexOf(0, 24);
+  if (step === undefined || errno > 4095 || end < 0) return undefined;
+  const image = step === 'guest' && detail > 0 ? imageErrors[detail - 1] : undefined;
+  const call = bytes.toString('latin1', 24, end).replace(/[^\x20-\x7e]/g, '?');
+  return { type: 'failed', step, errno, call, detail, image };
+}
