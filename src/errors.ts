@@ -89,7 +89,8 @@ export class CasemateError extends Error {
 
 /** Whether `value` is an error of a system call, Node's or the addon's. */
 export function isSystemError(value: unknown): value is SystemErrorCause {
-  return value instanceof Error && 'errno' in value && 'syscall' in value && 'code' in value;
+  if (!(value instanceof Error) || value instanceof CasemateError) return false;
+  return 'errno' in value && 'syscall' in value && 'code' in value;
 }
 
 /** Runs `call`; an error of a system call in it comes out as a {@link CasemateError} with this code. */

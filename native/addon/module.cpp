@@ -5,6 +5,7 @@ namespace casemate::addon {
 static Napi::Object init(Napi::Env env, Napi::Object exports) {
   init_system(env, exports);
   init_jail(env, exports);
+  init_step_thread(env, exports);
   init_kvm(env, exports);
   init_selinux(env, exports);
   return exports;

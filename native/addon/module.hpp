@@ -9,6 +9,7 @@ namespace casemate::addon {
 
 void init_jail(Napi::Env env, Napi::Object exports);
 void init_kvm(Napi::Env env, Napi::Object exports);
+void init_step_thread(Napi::Env env, Napi::Object exports);
 void init_system(Napi::Env env, Napi::Object exports);
 void init_selinux(Napi::Env env, Napi::Object exports);
 

@@ -1,12 +1,12 @@
 #include "jail/launcher.hpp"
 
+#include "jail/process_state.hpp"
 #include "sys/clock.hpp"
 #include "sys/clone.hpp"
 
 #include <algorithm>
 #include <cerrno>
 #include <fcntl.h>
-#include <linux/prctl.h>
 #include <linux/sched.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -24,67 +24,6 @@ namespace {
 
 constexpr std::uint64_t clone_clear_sighand = 0x1'0000'0000;
 constexpr std::uint64_t clone_into_cgroup = 0x2'0000'0000;
-
-/// Blocks every signal while it lives: tasks started meanwhile keep them blocked,
-/// so none of Node's handlers ever runs on a launcher's stack, and Ctrl-C does not
-/// end a task that is a process of its own.
-class AllSignalsBlocked {
-public:
-  AllSignalsBlocked() {
-    const std::uint64_t all = ~std::uint64_t{0};
-    call(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, &before_, 8);
-  }
-  ~AllSignalsBlocked() { call(__NR_rt_sigprocmask, 2, &before_, nullptr, 8); }
-  AllSignalsBlocked(const AllSignalsBlocked&) = delete;
-  AllSignalsBlocked& operator=(const AllSignalsBlocked&) = delete;
-
-private:
-  std::uint64_t before_ = 0;
-};
-
-/// The dumpable flag of Node's memory, while a child shares it.
-///
-/// A child that changes its credentials makes the memory non-dumpable, Node's too.
-/// That is wanted while the child is in another user namespace (a process there
-/// with CAP_SYS_PTRACE could otherwise read Node), so it is set beforehand rather
-/// than left to happen, and what was there before is restored after execve.
-///
-/// The flag belongs to the process, hence the only global state of the addon. A
-/// rootless caller's launches wait for each other here: files of /proc that a
-/// rootless launcher writes (uid maps) belong to root while the flag is off.
-class NotDumpable {
-public:
-  explicit NotDumpable(bool alone) : alone_(alone) {
-    mutex_.lock();
-    if (users_++ == 0) {
-      before_ = call(__NR_prctl, PR_GET_DUMPABLE, 0, 0, 0, 0);
-      call(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
-    }
-    if (!alone_) {
-      mutex_.unlock();
-    }
-  }
-  ~NotDumpable() {
-    if (!alone_) {
-      mutex_.lock();
-    }
-    if (--users_ == 0) {
-      call(__NR_prctl, PR_SET_DUMPABLE, before_, 0, 0, 0);
-    }
-    mutex_.unlock();
-  }
-  NotDumpable(const NotDumpable&) = delete;
-  NotDumpable& operator=(const NotDumpable&) = delete;
-
-  /// Keeps launches that wait for each other away.
-  static sys::Mutex& mutex() { return mutex_; }
-
-private:
-  bool alone_;
-  static inline sys::Mutex mutex_;
-  static inline int users_ = 0;
-  static inline long before_ = 1;
-};
 
 /// Writes an SELinux label attribute of the calling task; an empty label clears it.
 /// By the host's procfs and not through libselinux, which caches the last label in

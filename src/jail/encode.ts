@@ -80,7 +80,7 @@ export function encodePlan(plan: Plan): EncodedPlan {
     const byLauncher = launcherOperations.has(step.op);
     if (byLauncher && launcherSteps !== index) throw refused(`${step.op} before the steps of the child`);
     if (byLauncher) launcherSteps += 1;
-    if ((step.op === 'exec') !== (index === plan.steps.length - 1)) throw refused('exec as the last step, and only there');
+    if (step.op === 'exec' && index !== plan.steps.length - 1) throw refused('exec as the last step');
     const start = writer.length;
     writer.u32(planFormat.operations[step.op]);
     writer.u32(0);

@@ -2,4 +2,5 @@ export { encodePlan, type EncodedPlan } from './encode.js';
 export { type JailOptions, type LayerName, layerNames, type LayerState } from './profiles.js';
 export { JailedProcess, spawn, type SpawnOptions } from './spawn.js';
 export * as steps from './steps.js';
+export { runSteps, type RunStepsOptions } from './thread.js';
 export type { Check, NamespaceKind, Plan, RlimitResource, Step, StepName } from './steps.js';

@@ -6,6 +6,13 @@ export interface JailBinding {
   Child: NativeChildConstructor;
   /** The kernel's Landlock ABI, 0 where it has none. */
   landlockAbi(): number;
+  /** Runs the child steps of a plan on a thread of its own; `keep` are names of /proc/<pid>/ns. */
+  runSteps(
+    plan: Uint8Array,
+    descriptors: readonly number[],
+    keep: readonly string[],
+    callback: (outcome: { step: number; error: SystemErrorCause | null; descriptors: number[] }) => void,
+  ): void;
 }
 
 /** Made by a launch only. */

@@ -156,7 +156,7 @@ export interface MonitorDescriptors {
   readonly console: boolean;
   readonly input: boolean;
   /** Numbers by name; enum casemate_fd of native/vmm/wire.h. */
-  readonly numbers: Readonly<Record<'control' | 'kvm' | 'guest' | 'console' | 'input' | 'lease', number>>;
+  readonly numbers: Readonly<Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'input' | 'lease', number>>;
 }
 
 /**
@@ -181,7 +181,10 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
     list.push(steps.socketLabel(jail.selinuxContext));
   }
   list.push(steps.socketPair('seqpacket', 'control', 'ourControl'));
-  if (monitor.console) list.push(steps.socketPair('stream', 'console', 'ourConsole'));
+  if (monitor.console) {
+    list.push(steps.socketPair('stream', 'consoleOut', 'ourConsoleOut'));
+    list.push(steps.socketPair('stream', 'consoleIn', 'ourConsoleIn'));
+  }
   if (on('userNamespace')) list.push(steps.pooled('user', 'user', ownUserId ? 'lease' : undefined));
   if (on('networkNamespace') && jail.networkNamespaceFd === undefined) {
     list.push(steps.pooled('net', 'networkNamespace'));
@@ -200,7 +203,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
       control: numbers.control,
       kvm: numbers.kvm,
       guest: numbers.guest,
-      ...(monitor.console && { console: numbers.console }),
+      ...(monitor.console && { consoleOut: numbers.consoleOut, consoleIn: numbers.consoleIn }),
       ...(monitor.input && { input: numbers.input }),
       ...(ownUserId && { lease: numbers.lease }),
     }),

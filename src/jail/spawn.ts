@@ -72,6 +72,11 @@ export async function spawn(plan: Plan, options: SpawnOptions = {}): Promise<Jai
   const { signal, descriptors = {} } = options;
   if (signal?.aborted) throw abortError(signal);
   const encoded = encodePlan(plan);
+  if (plan.steps.at(-1)?.op !== 'exec') {
+    throw new CasemateError('ERR_CASEMATE_INVALID_OPTION', 'A plan that starts a program ends with exec', {
+      step: 'plan',
+    });
+  }
   for (const name of encoded.given) {
     if (descriptors[name] !== undefined) continue;
     throw new CasemateError('ERR_CASEMATE_INVALID_OPTION', `The plan needs a descriptor '${name}'`, {

@@ -110,7 +110,10 @@ async function awaitDoorbell(
     {
       id,
       child: outcome.child as NonNullable<LaunchOutcome['child']>,
-      consoleSlot: plan.slots.get('ourConsole'),
+      console: options.console
+        ? { output: plan.slots.get('ourConsoleOut') as number, input: plan.slots.get('ourConsoleIn') as number }
+        : undefined,
+      startPaused: options.startPaused,
       evidence: { jail, rootless: caller().rootless, userId: outcome.userId, descriptors: bornWith(options) },
     },
     (stamps) => rung(stamps),
@@ -217,12 +220,13 @@ function checkLayers(jail: Jail): void {
   if (jail.selinuxContext !== undefined) selinux.checkContext(jail.selinuxContext);
 }
 
-function configurationFlags({ console, input, jail }: ParsedOptions): number {
+function configurationFlags({ console, input, jail, startPaused }: ParsedOptions): number {
   const { flags } = wire;
   const on = (layer: 'landlock' | 'seccomp' | 'noNewPrivs') => jail.layers[layer] === 'required';
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
   return (
     flags.parentDeath |
+    (startPaused ? flags.paused : 0) |
     (console ? flags.console : 0) |
     (input === undefined ? 0 : flags.input) |
     (ownUserId ? flags.lease : 0) |
@@ -243,7 +247,7 @@ function bornWith({ console, input, jail }: ParsedOptions): number[] {
     control,
     kvm,
     guest,
-    ...(console ? [wire.descriptors.console] : []),
+    ...(console ? [wire.descriptors.consoleOut, wire.descriptors.consoleIn] : []),
     ...(input === undefined ? [] : [wire.descriptors.input]),
     ...(ownUserId ? [lease] : []),
   ];

@@ -1,4 +1,4 @@
-import { descriptor, integer, invalid, object, oneOf, string } from '../is.js';
+import { boolean, descriptor, integer, invalid, object, oneOf, string } from '../is.js';
 import { type Jail, type JailOptions, parseJail } from '../jail/profiles.js';
 import { builtFile } from '../native.js';
 
@@ -28,6 +28,11 @@ export interface LaunchOptions {
   jail?: JailOptions;
   /** An open `/dev/kvm` to use instead of opening it; it stays the caller's. */
   kvm?: { fd: number };
+  /**
+   * The guest is paused at its first hypercall and goes on at {@link Vm.resume}: time to look at
+   * {@link Vm.evidence}, or to connect {@link Vm.console}, before it does anything. Default false.
+   */
+  startPaused?: boolean;
   /** A name for this VM, in `argv[0]` of the guest and in tracing. Default `'guest'`. */
   name?: string;
   /** Ends the VM, with reason `'timeout'`, this many milliseconds after `launch()`. Default: never. */
@@ -49,6 +54,7 @@ export interface ParsedOptions {
   readonly console: boolean;
   readonly jail: Jail;
   readonly kvmFd: number | undefined;
+  readonly startPaused: boolean;
   readonly timeoutMs: number | undefined;
   readonly startTimeoutMs: number;
   readonly signal: AbortSignal | undefined;
@@ -64,6 +70,7 @@ const known = [
   'console',
   'jail',
   'kvm',
+  'startPaused',
   'name',
   'timeoutMs',
   'startTimeoutMs',
@@ -96,6 +103,7 @@ export function parseOptions(options: unknown): ParsedOptions {
       given.kvm === undefined
         ? undefined
         : descriptor('options.kvm.fd', object('options.kvm', given.kvm, ['fd']).fd),
+    startPaused: boolean('options.startPaused', given.startPaused ?? false),
     timeoutMs:
       given.timeoutMs === undefined ? undefined : integer('options.timeoutMs', given.timeoutMs, 1, maxDelayMs),
     startTimeoutMs: integer('options.startTimeoutMs', given.startTimeoutMs ?? 10_000, 1, maxDelayMs),

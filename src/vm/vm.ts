@@ -1,9 +1,9 @@
 import { EventEmitter } from 'node:events';
-import { Socket } from 'node:net';
 import { constants } from 'node:os';
 import type { Duplex } from 'node:stream';
 import { CasemateError } from '../errors.js';
 import type { NativeChild } from '../jail/native.js';
+import { Console } from './console.js';
 import { type Evidence, type EvidenceRequest, readEvidence } from './evidence.js';
 import { crashOf, exitOf, type VmExit } from './exit.js';
 import type { Timeline } from './timeline.js';
@@ -26,8 +26,9 @@ export type VmState = 'starting' | 'running' | 'paused' | 'exited';
 export interface VmParts {
   readonly id: string;
   readonly child: NativeChild;
-  /** Slot of our end of the console, undefined where there is none. */
-  readonly consoleSlot: number | undefined;
+  /** Slots of our ends of the console, undefined where there is none. */
+  readonly console: { readonly output: number; readonly input: number } | undefined;
+  readonly startPaused: boolean;
   readonly evidence: EvidenceRequest;
 }
 
@@ -101,15 +102,14 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   }
 
   #openConsole(): Duplex {
-    const { consoleSlot, child } = this.#parts;
-    if (consoleSlot === undefined) {
+    const { console, child } = this.#parts;
+    if (console === undefined) {
       throw new CasemateError('ERR_CASEMATE_STATE', "This VM was launched with console: 'ignore'", {
         step: 'console',
         remedy: "Launch it with console: 'pipe'.",
       });
     }
-    // Half-open: the guest may go on writing after its input has ended, and be read to its end after its own.
-    return new Socket({ fd: child.takeDescriptor(consoleSlot), readable: true, writable: true, allowHalfOpen: true });
+    return new Console(child.takeDescriptor(console.output), child.takeDescriptor(console.input));
   }
 
   /**
@@ -175,7 +175,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   /** {@link Vm.kill}, as the end of an `await using` scope. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.kill();
-    this.#console?.destroy();
+    if (this.#parts.console !== undefined) this.console.destroy();
   }
 
   /** What the monitor said of a set-up that failed, or what was wrong with its messages. @internal */
@@ -192,7 +192,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     switch (event?.type) {
       case 'doorbell':
         if (this.#state !== 'starting') return this.#violate('a second doorbell');
-        this.#state = 'running';
+        this.#state = this.#parts.startPaused ? 'paused' : 'running';
         return this.#onDoorbell?.(event.stamps);
       case 'paused':
       case 'resumed': {

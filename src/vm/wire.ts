@@ -7,7 +7,7 @@
 export const wire = {
   magic: 0x766d6d63,
   version: 1,
-  descriptors: { control: 3, kvm: 4, guest: 5, console: 6, input: 7, lease: 8 },
+  descriptors: { control: 3, kvm: 4, guest: 5, consoleOut: 6, consoleIn: 7, input: 8, lease: 9 },
   commands: { configure: 1, run: 2, pause: 3, resume: 4 },
   formats: { auto: 0, elf: 1, flat: 2 },
   flags: {
@@ -18,6 +18,7 @@ export const wire = {
     seccomp: 16,
     noNewPrivs: 32,
     parentDeath: 64,
+    paused: 128,
   },
   configureSize: 56,
   maxCpuid: 256,

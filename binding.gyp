@@ -1,0 +1,87 @@
+# Builds the addon, the monitor, the guests and the native unit tests with
+# node-gyp. CMakeLists.txt builds the same for development; both take their
+# sources from native/sources.json.
+{
+  'variables': {
+    'hardened': [
+      '-fstack-protector-strong', '-fcf-protection', '-U_FORTIFY_SOURCE', '-D_FORTIFY_SOURCE=2',
+    ],
+    'without_exceptions': ['-fno-exceptions', '-fno-rtti'],
+    'bare': ['-fno-asynchronous-unwind-tables', '-fcf-protection=none', '-U_FORTIFY_SOURCE'],
+    'closed': ['-Wl,-z,relro,-z,now,-z,noexecstack'],
+  },
+
+  'target_defaults': {
+    'include_dirs': ['native'],
+    'cflags': ['-Wall', '-Wextra', '-O2', '-ffunction-sections', '-fdata-sections'],
+    # Not in cflags: Node's common.gypi takes -Werror out of there, whoever put it in.
+    'cflags_c': ['-std=c11', '-Werror'],
+    'cflags_cc': ['-std=c++20', '-Werror'],
+    # Of Node's own build; nothing here is part of Node.
+    'configurations': { 'Release': { 'cflags!': ['-O3', '-fno-omit-frame-pointer'] } },
+    'cflags_cc!': ['-std=gnu++17', '-std=gnu++20', '-std=gnu++23'],
+    'ldflags!': ['-rdynamic'],
+  },
+
+  'targets': [
+    {
+      # What the addon and the unit tests have in common.
+      'target_name': 'casemate-core',
+      'type': 'static_library',
+      'sources': ["<!@(node -p \"require('./native/sources.json').core.join(' ')\")"],
+      'cflags': ['<@(hardened)', '-fPIC', '-fvisibility=hidden'],
+      'cflags_cc': ['<@(without_exceptions)'],
+    },
+    {
+      'target_name': 'casemate',
+      'dependencies': ['casemate-core'],
+      'sources': ["<!@(node -p \"require('./native/sources.json').addon.join(' ')\")"],
+      'defines': ['NAPI_VERSION=9', 'NAPI_CPP_EXCEPTIONS', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS'],
+      'cflags': [
+        '<@(hardened)', '-fPIC', '-fvisibility=hidden',
+        '-isystem', "<!@(node -p \"require('node-addon-api').include\")",
+      ],
+      'cflags_cc!': ['<@(without_exceptions)'],
+      'ldflags': ['<@(closed)', '-Wl,--gc-sections'],
+      'libraries': ['-ldl'],
+    },
+    {
+      # The monitor: static, without libc, at an address of the kernel's choice.
+      'target_name': 'casemate-vmm',
+      'type': 'executable',
+      'sources': ["<!@(node -p \"require('./native/sources.json').vmm.join(' ')\")"],
+      'cflags': [
+        '<@(bare)', '-fPIE', '-fvisibility=hidden',
+        '-fstack-protector-strong', '-mstack-protector-guard=global',
+        # Or gcc makes a call to memset out of the loop in memset.
+        '-fno-tree-loop-distribute-patterns',
+      ],
+      'cflags_cc': ['<@(without_exceptions)', '-fno-threadsafe-statics'],
+      'cflags!': ['-pthread'],
+      'ldflags!': ['-pthread'],
+      # noseparate-code: constants share the pages of the code. Every page that a
+      # monitor touches at its start costs 5 to 8 us, and this saves two of them.
+      'ldflags': [
+        '-nostdlib', '-static-pie', '-s', '<@(closed)', '-Wl,-z,noseparate-code', '-Wl,--gc-sections',
+      ],
+    },
+    {
+      # A guest as docs/guest-abi.md has users build theirs.
+      'target_name': 'casemate-guest-hello',
+      'type': 'executable',
+      'product_extension': 'elf',
+      'sources': ["<!@(node -p \"require('./native/sources.json').guests.hello.join(' ')\")"],
+      'cflags': ['<@(bare)', '-ffreestanding', '-fno-stack-protector', '-fno-pie'],
+      'cflags!': ['-pthread'],
+      'ldflags!': ['-pthread'],
+      'ldflags': ['-nostdlib', '-static', '-no-pie', '-s', '-Wl,--build-id=none', '-Wl,-T,../native/guest/casemate-guest.ld'],
+    },
+    {
+      'target_name': 'casemate-unit',
+      'type': 'executable',
+      'dependencies': ['casemate-core'],
+      'sources': ["<!@(node -p \"require('./native/sources.json').unit.join(' ')\")"],
+      'cflags': ['<@(hardened)'],
+    },
+  ],
+}

@@ -1,0 +1,136 @@
+#include "vmm/configuration.hpp"
+
+#include "machine/layout.hpp"
+#include "sys/syscall.hpp"
+#include "vmm/control.hpp"
+
+#include <asm/errno.h>
+#include <asm/stat.h>
+
+namespace casemate::vmm {
+
+namespace {
+
+constexpr int msg_trunc = 0x20;
+
+/// Kinds of file, in st_mode: <linux/stat.h> leaves them to libc.
+constexpr unsigned kind_mask = 0170000;
+constexpr unsigned character_device = 0020000;
+constexpr unsigned regular_file = 0100000;
+constexpr unsigned socket = 0140000;
+
+struct IoVector {
+  void* base;
+  std::size_t size;
+};
+
+/// struct msghdr as the kernel has it.
+struct MessageHeader {
+  void* name;
+  int name_size;
+  IoVector* vectors;
+  std::size_t vector_count;
+  void* control;
+  std::size_t control_size;
+  unsigned flags;
+};
+
+[[noreturn]] void refuse(int error) { fail(CASEMATE_SETUP_CONFIGURE, {"recvmsg", error}); }
+
+std::size_t receive(ConfigurationMessage& message) {
+  IoVector vectors[] = {{&message.head, sizeof message.head}, {message.rest, sizeof message.rest}};
+  MessageHeader header{};
+  header.vectors = vectors;
+  header.vector_count = 2;
+  const long size = sys::call_retry(__NR_recvmsg, CASEMATE_FD_CONTROL, &header, 0);
+  if (size <= 0) {
+    exit_process(1); // nobody is there to be told
+  }
+  if ((header.flags & msg_trunc) != 0) {
+    refuse(EMSGSIZE);
+  }
+  return static_cast<std::size_t>(size);
+}
+
+bool is_valid(const casemate_configure& head) {
+  constexpr std::uint32_t known_flags = (CASEMATE_CONFIGURE_PAUSED << 1) - 1;
+  return head.memory_size >= machine::min_memory_size &&
+         head.memory_size <= machine::max_memory_size &&
+         head.memory_size % machine::large_page_size == 0 && (head.flags & ~known_flags) == 0 &&
+         head.format <= CASEMATE_IMAGE_FLAT && head.vcpu_count == 1 &&
+         (head.cpl == 0 || head.cpl == 3) &&
+         head.cpuid_count <= CASEMATE_MAX_CPUID &&
+         head.arguments_size <= CASEMATE_MAX_ARGUMENTS_SIZE && head.reserved == 0;
+}
+
+/// Whether `bytes` are exactly `count` strings, each with its NUL.
+bool are_strings(std::span<const std::byte> bytes, std::uint32_t count) {
+  std::uint32_t ends = 0;
+  for (const std::byte byte : bytes) {
+    ends += byte == std::byte{0} ? 1 : 0;
+  }
+  return ends == count && (bytes.empty() || bytes.back() == std::byte{0});
+}
+
+/// Of the descriptor; ends the process where it is not of this kind.
+struct stat expect(int fd, unsigned kind) {
+  struct stat status {};
+  const long result = sys::call(__NR_fstat, fd, &status);
+  if (result < 0 || (status.st_mode & kind_mask) != kind) {
+    fail(CASEMATE_SETUP_DESCRIPTORS, {"fstat", result < 0 ? static_cast<int>(-result) : EBADF},
+         static_cast<std::uint32_t>(fd));
+  }
+  return status;
+}
+
+} // namespace
+
+Configuration receive_configuration(ConfigurationMessage& message) {
+  const std::size_t size = receive(message);
+  const casemate_configure& head = message.head;
+  if (size < sizeof head || head.header.type != CASEMATE_COMMAND_CONFIGURE ||
+      head.header.size != size || head.magic != CASEMATE_WIRE_MAGIC ||
+      head.version != CASEMATE_WIRE_VERSION) {
+    refuse(EPROTO);
+  }
+  const std::size_t cpuid_size = std::size_t{head.cpuid_count} * sizeof(kvm_cpuid_entry2);
+  if (!is_valid(head) || size != sizeof head + cpuid_size + head.arguments_size) {
+    refuse(EINVAL);
+  }
+  auto* cpuid = reinterpret_cast<casemate_kvm_cpuid2*>(message.cpuid);
+  cpuid->nent = head.cpuid_count;
+
+  Configuration configuration;
+  configuration.memory_size = head.memory_size;
+  configuration.flags = head.flags;
+  configuration.format = head.format;
+  configuration.cpl = head.cpl;
+  configuration.cpuid = cpuid;
+  configuration.argument_count = head.argument_count;
+  configuration.arguments = {message.rest + cpuid_size, head.arguments_size};
+  if (!are_strings(configuration.arguments, head.argument_count)) {
+    refuse(EINVAL);
+  }
+  return configuration;
+}
+
+void check_descriptors(Configuration& configuration) {
+  constexpr unsigned long kvm_device = 10 << 8 | 232; // misc, kvm
+  if (expect(CASEMATE_FD_KVM, character_device).st_rdev != kvm_device) {
+    fail(CASEMATE_SETUP_DESCRIPTORS, {"fstat", ENODEV}, CASEMATE_FD_KVM);
+  }
+  configuration.image_size = static_cast<std::uint64_t>(expect(CASEMATE_FD_GUEST, regular_file).st_size);
+  if (configuration.has(CASEMATE_CONFIGURE_CONSOLE)) {
+    expect(CASEMATE_FD_CONSOLE_OUT, socket);
+    expect(CASEMATE_FD_CONSOLE_IN, socket);
+  }
+  if (configuration.has(CASEMATE_CONFIGURE_INPUT)) {
+    configuration.input_size =
+        static_cast<std::uint64_t>(expect(CASEMATE_FD_INPUT, regular_file).st_size);
+  }
+  if (configuration.has(CASEMATE_CONFIGURE_LEASE)) {
+    expect(CASEMATE_FD_LEASE, regular_file);
+  }
+}
+
+} // namespace casemate::vmm

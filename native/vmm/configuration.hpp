@@ -1,0 +1,45 @@
+#pragma once
+
+#include "kvm/abi.h"
+#include "vmm/wire.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace casemate::vmm {
+
+/// The message CASEMATE_COMMAND_CONFIGURE, as received. `rest` follows directly on a
+/// struct kvm_cpuid2, so that the CPUID entries in it are one table with that.
+struct ConfigurationMessage {
+  casemate_configure head;
+  alignas(casemate_kvm_cpuid2) std::byte cpuid[sizeof(casemate_kvm_cpuid2)];
+  std::byte rest[CASEMATE_MAX_MESSAGE - sizeof(casemate_configure)];
+};
+static_assert(offsetof(ConfigurationMessage, rest) ==
+              offsetof(ConfigurationMessage, cpuid) + offsetof(casemate_kvm_cpuid2, entries));
+
+/// A configuration with everything in it checked.
+struct Configuration {
+  std::uint64_t memory_size = 0;
+  std::uint32_t flags = 0;
+  std::uint32_t format = 0;
+  std::uint32_t cpl = 0;
+  const casemate_kvm_cpuid2* cpuid = nullptr;
+  std::uint32_t argument_count = 0;
+  std::span<const std::byte> arguments{};
+  std::uint64_t image_size = 0;
+  std::uint64_t input_size = 0;
+
+  bool has(casemate_configure_flags flag) const { return (flags & flag) != 0; }
+};
+
+/// Receives and checks the configuration, which is the first message. On anything
+/// wrong the process ends, with CASEMATE_EVENT_FAILED.
+Configuration receive_configuration(ConfigurationMessage& message);
+
+/// Checks that each descriptor is of the kind it should be, and notes the sizes of
+/// files. Likewise.
+void check_descriptors(Configuration& configuration);
+
+} // namespace casemate::vmm

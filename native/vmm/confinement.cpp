@@ -1,0 +1,135 @@
+#include "vmm/confinement.hpp"
+
+#include "jail/landlock.hpp"
+#include "jail/seccomp.hpp"
+#include "kvm/abi.h"
+#include "sys/syscall.hpp"
+#include "vmm/control.hpp"
+#include "vmm/signals.hpp"
+
+#include <linux/mman.h>
+#include <linux/poll.h>
+#include <linux/prctl.h>
+
+#include <array>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+namespace casemate::vmm {
+
+namespace {
+
+using jail::seccomp::Rule;
+
+// Refused calls raise SIGSYS, so that Node is told which one it was.
+constexpr std::uint32_t refused = SECCOMP_RET_TRAP;
+
+constexpr std::uint32_t sent_to[] = {CASEMATE_FD_CONTROL, CASEMATE_FD_CONSOLE_OUT};
+constexpr std::uint32_t received_from[] = {CASEMATE_FD_CONTROL, CASEMATE_FD_CONSOLE_IN};
+constexpr std::uint32_t guest_files[] = {CASEMATE_FD_GUEST, CASEMATE_FD_INPUT};
+constexpr std::uint32_t data_pages[] = {PROT_READ | PROT_WRITE};
+constexpr std::uint32_t populate[] = {MADV_POPULATE_WRITE};
+
+constexpr std::uint32_t setup_ioctls[] = {
+    KVM_CREATE_VM,    KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR,
+    KVM_ENABLE_CAP,   KVM_GET_VCPU_MMAP_SIZE,     KVM_CREATE_VCPU,
+    KVM_SET_SREGS,    KVM_SET_REGS,               CASEMATE_KVM_SET_CPUID2,
+    KVM_RUN,          KVM_GET_REGS,               KVM_GET_SREGS,
+};
+constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS};
+
+/// While the VM is created. Filters add up: what the guest phase needs is in here too.
+constexpr auto setup_rules = [] {
+  return std::array{
+      Rule{__NR_ioctl, 1, setup_ioctls},
+      Rule{__NR_mmap, 2, data_pages},
+      Rule{__NR_munmap},
+      Rule{__NR_close},
+      Rule{__NR_seccomp},
+      Rule{__NR_sendto, 0, sent_to},
+      Rule{__NR_recvfrom, 0, received_from},
+      Rule{__NR_pread64, 0, guest_files},
+      Rule{__NR_madvise, 2, populate},
+      Rule{__NR_ppoll},
+      Rule{__NR_getrandom},
+      Rule{__NR_clock_gettime},
+      Rule{__NR_rt_sigreturn},
+      Rule{__NR_exit_group},
+  };
+};
+
+/// From before the guest's image is read until the end.
+constexpr auto guest_rules = [] {
+  return std::array{
+      Rule{__NR_ioctl, 1, guest_ioctls},
+      Rule{__NR_sendto, 0, sent_to},
+      Rule{__NR_recvfrom, 0, received_from},
+      Rule{__NR_pread64, 0, guest_files},
+      Rule{__NR_madvise, 2, populate},
+      Rule{__NR_ppoll},
+      Rule{__NR_getrandom},
+      Rule{__NR_clock_gettime},
+      Rule{__NR_rt_sigreturn},
+      Rule{__NR_exit_group},
+  };
+};
+
+constexpr auto setup_filter = jail::seccomp::assemble<setup_rules, refused>();
+constexpr auto guest_filter = jail::seccomp::assemble<guest_rules, refused>();
+
+sys::SysError install(const Configuration& configuration, std::span<const sock_filter> filter) {
+  return configuration.has(CASEMATE_CONFIGURE_SECCOMP) ? jail::seccomp::install(filter)
+                                                       : sys::SysError{};
+}
+
+/// Whether Node was gone before PDEATHSIG was set.
+bool is_orphan() {
+  pollfd socket{CASEMATE_FD_CONTROL, 0, 0};
+  constexpr struct {
+    long seconds, nanoseconds;
+  } at_once{};
+  return sys::call(__NR_ppoll, &socket, 1, &at_once, nullptr, 8) == 1 &&
+         (socket.revents & POLLHUP) != 0;
+}
+
+} // namespace
+
+sys::SysError confine_process(const Configuration& configuration) {
+  if (configuration.has(CASEMATE_CONFIGURE_PARENT_DEATH)) {
+    // Here, because an exec with a SELinux transition and a change of uid clear it.
+    if (auto error = sys::check(
+            "prctl", sys::call(__NR_prctl, PR_SET_PDEATHSIG, 9 /* SIGKILL */, 0, 0, 0))) {
+      return error;
+    }
+    if (is_orphan()) {
+      exit_process(1);
+    }
+  }
+  if (configuration.has(CASEMATE_CONFIGURE_NO_NEW_PRIVS)) {
+    if (auto error =
+            sys::check("prctl", sys::call(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))) {
+      return error;
+    }
+  }
+  if (configuration.has(CASEMATE_CONFIGURE_LANDLOCK)) {
+    if (auto error = jail::landlock_deny_all()) {
+      return error;
+    }
+  }
+  if (configuration.has(CASEMATE_CONFIGURE_SECCOMP)) {
+    return report_refused_calls();
+  }
+  return {};
+}
+
+sys::SysError confine_setup(const Configuration& configuration) {
+  return install(configuration, setup_filter);
+}
+
+sys::SysError confine_guest(const Configuration& configuration) {
+  return install(configuration, guest_filter);
+}
+
+} // namespace casemate::vmm

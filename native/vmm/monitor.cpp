@@ -1,0 +1,156 @@
+// The monitor, from exec to the guest, in the order in which things happen.
+//
+// One thread does it all, the guest's one vCPU included. A second one (an event loop,
+// or a thread for the vCPU) was tried: it can install its filter and load the guest
+// while this one creates the VM, and yet the doorbell came 50 to 120 us later. Starting
+// it, waking it and its first touch of everything on another processor cost more than
+// it takes over, most of all where no processor is idle. What Node commands comes by
+// signal, which costs nothing while there is none. More vCPUs will be threads that this
+// one starts, and interrupts as it is interrupted itself.
+#include "kvm/kvm.hpp"
+#include "kvm/vm.hpp"
+#include "machine/boot.hpp"
+#include "sys/clock.hpp"
+#include "vmm/configuration.hpp"
+#include "vmm/confinement.hpp"
+#include "vmm/control.hpp"
+#include "vmm/runner.hpp"
+#include "vmm/signals.hpp"
+#include "vmm/timeline.hpp"
+
+#include <linux/mman.h>
+
+namespace casemate::vmm {
+
+namespace {
+
+/// Three pages and one above that Intel hosts without unrestricted guests need; in the
+/// hole of the guest's RAM.
+constexpr std::uint32_t tss_address = 0xfffbd000;
+constexpr unsigned ioapic_pins = 24;
+
+ConfigurationMessage message; // 128 KiB, of which as many pages are touched as arrive
+
+void check(casemate_setup_step step, sys::SysError error) {
+  if (error) {
+    fail(step, error);
+  }
+}
+
+template <typename T> T take(casemate_setup_step step, sys::Result<T> result) {
+  check(step, result.error());
+  return std::move(result).value();
+}
+
+sys::Mapping map_memory(std::uint64_t size) {
+  return take(CASEMATE_SETUP_MEMORY, sys::Mapping::map(size, PROT_READ | PROT_WRITE,
+                                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));
+}
+
+void set_slot(const kvm::VirtualMachine& vm, std::uint32_t slot, std::uint64_t address,
+              std::byte* host, std::uint64_t size) {
+  kvm_userspace_memory_region region{};
+  region.slot = slot;
+  region.guest_phys_addr = address;
+  region.memory_size = size;
+  region.userspace_addr = reinterpret_cast<std::uintptr_t>(host);
+  check(CASEMATE_SETUP_MEMORY, vm.set_user_memory_region(region));
+}
+
+void set_slots(const kvm::VirtualMachine& vm, const machine::GuestMemory& memory) {
+  set_slot(vm, 0, 0, memory.base(), memory.low_size());
+  if (memory.high_size() > 0) {
+    set_slot(vm, 1, machine::GuestMemory::hole_end, memory.base() + memory.low_size(),
+             memory.high_size());
+  }
+}
+
+bool has_huge_pages(const casemate_kvm_cpuid2& cpuid) {
+  for (std::uint32_t i = 0; i < cpuid.nent; ++i) {
+    if (cpuid.entries[i].function == 0x80000001) {
+      return (cpuid.entries[i].edx >> 26 & 1) != 0;
+    }
+  }
+  return false;
+}
+
+machine::Entry load(const Configuration& configuration, const machine::GuestMemory& memory) {
+  machine::BootSource source;
+  source.image = CASEMATE_FD_GUEST;
+  source.image_size = configuration.image_size;
+  source.format = configuration.format;
+  source.input = CASEMATE_FD_INPUT;
+  source.input_size = configuration.input_size;
+  source.argument_count = configuration.argument_count;
+  source.arguments = configuration.arguments;
+  source.cpl = configuration.cpl;
+  source.has_huge_pages = has_huge_pages(*configuration.cpuid);
+  machine::Entry entry;
+  if (const auto error = machine::load_guest(source, memory, entry)) {
+    fail(CASEMATE_SETUP_GUEST, error.system, error.reason);
+  }
+  return entry;
+}
+
+[[noreturn]] void run(std::uint64_t started_at) {
+  Timeline timeline;
+  timeline.stamps[CASEMATE_STAMP_MAIN] = started_at;
+  Configuration configuration = receive_configuration(message);
+  check_descriptors(configuration);
+  timeline.stamp(CASEMATE_STAMP_CONFIGURED);
+
+  // Before the filter, which then need not allow what this takes.
+  if (const auto error = raise_on_control()) {
+    fail(CASEMATE_SETUP_DESCRIPTORS, error, CASEMATE_FD_CONTROL);
+  }
+  check(CASEMATE_SETUP_JAIL, confine_process(configuration));
+  check(CASEMATE_SETUP_JAIL, confine_setup(configuration));
+  timeline.stamp(CASEMATE_STAMP_JAILED);
+  // Node looks at the jail from outside while the VM comes to be.
+  send(CASEMATE_EVENT_JAILED);
+
+  const kvm::Kvm kvm{sys::Fd(CASEMATE_FD_KVM)};
+  const auto vm = take(CASEMATE_SETUP_VM, kvm::VirtualMachine::create(kvm));
+  timeline.stamp(CASEMATE_STAMP_VM);
+
+  // In the order that costs least: memory while nothing has to wait for it, then the
+  // irqchip, without which creating a vCPU toggles a static key of the host's kernel.
+  const sys::Mapping mapping = map_memory(configuration.memory_size);
+  const machine::GuestMemory memory(mapping.data(), mapping.size());
+  set_slots(vm, memory);
+  timeline.stamp(CASEMATE_STAMP_MEMORY);
+
+  check(CASEMATE_SETUP_IRQCHIP, vm.set_tss_addr(tss_address));
+  check(CASEMATE_SETUP_IRQCHIP, vm.enable_split_irqchip(ioapic_pins));
+  timeline.stamp(CASEMATE_STAMP_IRQCHIP);
+
+  const int run_size = take(CASEMATE_SETUP_VCPU, kvm.vcpu_mmap_size());
+  const auto vcpu =
+      take(CASEMATE_SETUP_VCPU, vm.create_vcpu(0, static_cast<std::size_t>(run_size)));
+  interrupt_on_control(vcpu);
+  check(CASEMATE_SETUP_VCPU, vcpu.set_cpuid2(configuration.cpuid));
+  check(CASEMATE_SETUP_VCPU, vcpu.set_sregs(machine::entry_system_registers(configuration.cpl)));
+  timeline.stamp(CASEMATE_STAMP_VCPU);
+
+  // The last filter: from here on everything comes from the guest. Its image is read
+  // under it, too.
+  check(CASEMATE_SETUP_JAIL, confine_guest(configuration));
+  timeline.stamp(CASEMATE_STAMP_CONFINED);
+  check(CASEMATE_SETUP_VCPU, vcpu.set_regs(machine::entry_registers(load(configuration, memory))));
+  timeline.stamp(CASEMATE_STAMP_LOADED);
+
+  await_run();
+  timeline.stamp(CASEMATE_STAMP_RUN);
+  const bool has_console = configuration.has(CASEMATE_CONFIGURE_CONSOLE);
+  const machine::Console console(has_console ? CASEMATE_FD_CONSOLE_OUT : -1,
+                                 has_console ? CASEMATE_FD_CONSOLE_IN : -1, CASEMATE_FD_CONTROL);
+  Runner(vcpu, memory, console, timeline, configuration.has(CASEMATE_CONFIGURE_PAUSED)).run();
+}
+
+} // namespace
+
+} // namespace casemate::vmm
+
+extern "C" [[noreturn]] void casemate_vmm_main(const unsigned long* /* stack */) {
+  casemate::vmm::run(casemate::sys::monotonic_ns());
+}

@@ -1,0 +1,195 @@
+/*
+ * The wire between Node and a monitor: the only definition of it.
+ *
+ * One SOCK_SEQPACKET socket carries whole messages in both directions; each is
+ * one fixed struct in the machine's byte order, both ends being on one machine.
+ * The native addon encodes and decodes; a test holds src/vm/wire.ts against the
+ * sizes and offsets of this file.
+ *
+ * Trust: the monitor may have been taken over by its guest. Node checks the size
+ * of every message against its type, and every number in it, before use. The
+ * monitor trusts Node's numbers for nothing that touches memory either.
+ */
+#ifndef CASEMATE_WIRE_H
+#define CASEMATE_WIRE_H
+
+#include <linux/types.h>
+
+#define CASEMATE_WIRE_MAGIC 0x766d6d63u /* "cmmv" */
+#define CASEMATE_WIRE_VERSION 1u
+
+/* Descriptor numbers a monitor is born with. 0, 1 and 2 are /dev/null. */
+enum casemate_fd {
+  CASEMATE_FD_CONTROL = 3, /* this protocol */
+  CASEMATE_FD_KVM = 4,     /* /dev/kvm */
+  CASEMATE_FD_GUEST = 5,   /* guest image: regular file or memfd, read-only */
+  /* Two SOCK_STREAM sockets, one a direction: with one for both, a guest that ends
+   * with unread input would break off the output that Node has not read yet. */
+  CASEMATE_FD_CONSOLE_OUT = 6,
+  CASEMATE_FD_CONSOLE_IN = 7,
+  CASEMATE_FD_INPUT = 8, /* optional buffer for the guest: regular file or memfd */
+  CASEMATE_FD_LEASE = 9, /* optional; never used, held open until the monitor is gone */
+  CASEMATE_FD_END
+};
+
+/* ---- Node to monitor ---------------------------------------------------- */
+
+enum casemate_command_type {
+  CASEMATE_COMMAND_CONFIGURE = 1, /* first message, once: struct casemate_configure */
+  CASEMATE_COMMAND_RUN = 2,       /* the jail has been checked from outside: enter the guest */
+  CASEMATE_COMMAND_PAUSE = 3,     /* answered by CASEMATE_EVENT_PAUSED */
+  CASEMATE_COMMAND_RESUME = 4     /* answered by CASEMATE_EVENT_RESUMED */
+};
+
+struct casemate_command {
+  __u32 type; /* enum casemate_command_type */
+  __u32 size; /* of the whole message, in bytes */
+};
+
+enum casemate_image_format {
+  CASEMATE_IMAGE_AUTO = 0, /* ELF by its magic, flat otherwise */
+  CASEMATE_IMAGE_ELF = 1,
+  CASEMATE_IMAGE_FLAT = 2
+};
+
+enum casemate_configure_flags {
+  CASEMATE_CONFIGURE_CONSOLE = 1u << 0, /* both CASEMATE_FD_CONSOLE_* are there */
+  CASEMATE_CONFIGURE_INPUT = 1u << 1,   /* CASEMATE_FD_INPUT is there */
+  CASEMATE_CONFIGURE_LEASE = 1u << 2,   /* CASEMATE_FD_LEASE is there */
+  CASEMATE_CONFIGURE_LANDLOCK = 1u << 3,
+  CASEMATE_CONFIGURE_SECCOMP = 1u << 4,
+  CASEMATE_CONFIGURE_NO_NEW_PRIVS = 1u << 5,
+  CASEMATE_CONFIGURE_PARENT_DEATH = 1u << 6, /* PR_SET_PDEATHSIG SIGKILL */
+  CASEMATE_CONFIGURE_PAUSED = 1u << 7        /* paused at the doorbell, until RESUME */
+};
+
+#define CASEMATE_MAX_CPUID 256u
+#define CASEMATE_MAX_ARGUMENTS_SIZE 65536u
+#define CASEMATE_MAX_MESSAGE (128u * 1024u)
+
+/* Followed by cpuid_count struct kvm_cpuid_entry2 (40 bytes each), then by
+ * arguments_size bytes: argument_count strings, each NUL-terminated. */
+struct casemate_configure {
+  struct casemate_command header;
+  __u32 magic;
+  __u32 version;
+  __u64 memory_size; /* bytes, a multiple of 2 MiB */
+  __u32 flags;       /* enum casemate_configure_flags */
+  __u32 format;      /* enum casemate_image_format */
+  __u32 vcpu_count;  /* 1 for bare-metal guests */
+  __u32 cpl;         /* 3, or 0 on request */
+  __u32 cpuid_count;
+  __u32 argument_count;
+  __u32 arguments_size; /* bytes */
+  __u32 reserved;       /* 0 */
+};
+
+/* ---- Monitor to Node ---------------------------------------------------- */
+
+enum casemate_event_type {
+  CASEMATE_EVENT_JAILED = 1,   /* own rights given up; prepares KVM, waits for RUN */
+  CASEMATE_EVENT_DOORBELL = 2, /* first hypercall of the guest, once: struct casemate_doorbell */
+  CASEMATE_EVENT_PAUSED = 3,
+  CASEMATE_EVENT_RESUMED = 4,
+  CASEMATE_EVENT_EXITED = 5, /* the last event of a guest: struct casemate_exited */
+  CASEMATE_EVENT_FAILED = 6, /* set-up failed, no guest ran: struct casemate_failed */
+  CASEMATE_EVENT_BLOCKED = 7 /* seccomp refused a system call: struct casemate_blocked */
+};
+
+struct casemate_event {
+  __u32 type; /* enum casemate_event_type */
+  __u32 size; /* of the whole message, in bytes */
+};
+
+/* CLOCK_MONOTONIC in nanoseconds at the end of each step of the monitor, in its order. */
+enum casemate_stamp {
+  CASEMATE_STAMP_MAIN = 0,   /* first own instruction */
+  CASEMATE_STAMP_CONFIGURED, /* configuration received and checked, descriptors checked */
+  CASEMATE_STAMP_JAILED,     /* no_new_privs, Landlock, seccomp for the set-up */
+  CASEMATE_STAMP_VM,         /* KVM_CREATE_VM */
+  CASEMATE_STAMP_MEMORY,     /* memory mapped, slots set */
+  CASEMATE_STAMP_IRQCHIP,
+  CASEMATE_STAMP_VCPU,     /* vCPUs created, CPUID and system registers set */
+  CASEMATE_STAMP_CONFINED, /* seccomp for the guest */
+  CASEMATE_STAMP_LOADED,   /* guest image, page tables, boot information in guest memory */
+  CASEMATE_STAMP_RUN,      /* CASEMATE_COMMAND_RUN received; KVM_RUN is next */
+  CASEMATE_STAMP_DOORBELL,
+  CASEMATE_STAMP_COUNT
+};
+
+struct casemate_doorbell {
+  struct casemate_event header;
+  __u64 stamps[CASEMATE_STAMP_COUNT];
+};
+
+enum casemate_exit_reason {
+  CASEMATE_EXIT_GUEST = 1,    /* the guest's exit hypercall: code */
+  CASEMATE_EXIT_FAULT = 2,    /* an exception of the guest: vector, error_code, address, rip */
+  CASEMATE_EXIT_SHUTDOWN = 3, /* triple fault, or a shutdown asked of the machine */
+  CASEMATE_EXIT_INTERNAL = 4, /* KVM_EXIT_INTERNAL_ERROR / FAIL_ENTRY: code = suberror or reason */
+  CASEMATE_EXIT_PROTOCOL = 5, /* the guest broke the ABI (unknown port, bad pointer): code = port */
+  CASEMATE_EXIT_HOST = 6      /* a system call of the monitor failed at run time: code = errno */
+};
+
+struct casemate_registers {
+  __u64 rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp;
+  __u64 r8, r9, r10, r11, r12, r13, r14, r15;
+  __u64 rip, rflags;
+  __u64 cr0, cr2, cr3, cr4, efer;
+};
+
+struct casemate_exited {
+  struct casemate_event header;
+  __u32 reason; /* enum casemate_exit_reason */
+  __u32 code;
+  __u32 vector; /* CASEMATE_EXIT_FAULT */
+  __u32 error_code;
+  __u64 address;    /* CR2 of a page fault */
+  __u64 at;         /* CLOCK_MONOTONIC ns */
+  __u32 has_registers;
+  __u32 reserved;
+  struct casemate_registers registers; /* not for CASEMATE_EXIT_GUEST */
+};
+
+/* Where a monitor's set-up failed. */
+enum casemate_setup_step {
+  CASEMATE_SETUP_CONFIGURE = 1, /* malformed or unsupported configuration */
+  CASEMATE_SETUP_DESCRIPTORS,   /* a descriptor is not what it should be (SELinux replaces some) */
+  CASEMATE_SETUP_JAIL,          /* no_new_privs, Landlock, seccomp */
+  CASEMATE_SETUP_VM,
+  CASEMATE_SETUP_MEMORY,
+  CASEMATE_SETUP_IRQCHIP,
+  CASEMATE_SETUP_VCPU,
+  CASEMATE_SETUP_GUEST /* the image is refused: detail says why */
+};
+
+enum casemate_image_error {
+  CASEMATE_IMAGE_TRUNCATED = 1,    /* shorter than its headers say */
+  CASEMATE_IMAGE_NOT_X86_64 = 2,   /* not ELF64, little-endian, EM_X86_64 */
+  CASEMATE_IMAGE_NOT_STATIC = 3,   /* not ET_EXEC, or wants an interpreter */
+  CASEMATE_IMAGE_BAD_HEADER = 4,   /* header sizes, counts or offsets that cannot be */
+  CASEMATE_IMAGE_BAD_SEGMENT = 5,  /* a segment of impossible size, or that overlaps another */
+  CASEMATE_IMAGE_OUTSIDE_RAM = 6,  /* a segment outside the guest's memory, or below 2 MiB */
+  CASEMATE_IMAGE_BAD_ENTRY = 7,    /* entry point outside every executable segment */
+  CASEMATE_IMAGE_EMPTY = 8,
+  CASEMATE_IMAGE_INPUT_TOO_BIG = 9 /* image, input, arguments and stack do not fit into memory */
+};
+
+struct casemate_failed {
+  struct casemate_event header;
+  __u32 step;   /* enum casemate_setup_step */
+  __u32 error;  /* errno, or 0 */
+  __u32 detail; /* enum casemate_image_error for CASEMATE_SETUP_GUEST, a descriptor number for
+                   CASEMATE_SETUP_DESCRIPTORS, else 0 */
+  __u32 reserved;
+  char call[40]; /* the system call or ioctl that failed, NUL-terminated */
+};
+
+struct casemate_blocked {
+  struct casemate_event header;
+  __u32 number; /* system call number, asm/unistd_64.h */
+  __u32 arch;   /* AUDIT_ARCH_* */
+  __u64 argument; /* second argument: the ioctl's number, where it was ioctl */
+};
+
+#endif

@@ -1,0 +1,57 @@
+// Runs one suite that speaks the Test Anything Protocol and counts its tests.
+// The native unit tests and ava speak it both; lint checks are counted as tests.
+import { spawn } from 'node:child_process';
+import { appendFileSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+
+/** Runs a program, passes its output on, and resolves to what its TAP says. */
+export async function runTap(command, args, env = {}) {
+  const child = spawn(command, args, {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...process.env, ...env },
+  });
+  const ended = new Promise((resolve) => {
+    child.on('error', (error) => resolve(error.message));
+    child.on('close', (code, signal) => resolve(code === 0 ? undefined : (signal ?? `exit code ${code}`)));
+  });
+  const tally = { passed: 0, failed: 0, skipped: 0 };
+  let planned = 0;
+  for await (const line of createInterface({ input: child.stdout })) {
+    console.log(line);
+    const [, not, directive] = /^(not )?ok\b(?:.*# (SKIP|TODO)\b)?/i.exec(line) ?? [null];
+    if (directive !== undefined) tally.skipped++;
+    else if (not !== undefined) tally.failed++;
+    else if (/^ok\b/.test(line)) tally.passed++;
+    planned = Number(/^1\.\.(\d+)/.exec(line)?.[1] ?? planned);
+  }
+  const end = await ended;
+  // A suite that crashes has failed, whatever it said before.
+  const missing = planned - tally.passed - tally.failed - tally.skipped;
+  if (missing > 0) tally.failed += missing;
+  if (end !== undefined && tally.failed === 0) tally.failed = 1;
+  if (end !== undefined) console.log(`# ${command} ended with ${end}`);
+  return tally;
+}
+
+export const total = (tallies) =>
+  tallies.reduce((sum, tally) => ({
+    passed: sum.passed + tally.passed,
+    failed: sum.failed + tally.failed,
+    skipped: sum.skipped + tally.skipped,
+  }));
+
+export const format = ({ passed, failed, skipped }) => `${passed} passed, ${failed} failed, ${skipped} skipped`;
+
+/**
+ * Says what the suites came to and sets the exit code. `.ci/run` adds up several such runs: it asks for
+ * their numbers in a file.
+ */
+export function conclude(tallies) {
+  const sum = total(Object.values(tallies));
+  console.log();
+  for (const [name, tally] of Object.entries(tallies)) console.log(`${name}: ${format(tally)}`);
+  if (process.env.CASEMATE_TALLY !== undefined) {
+    appendFileSync(process.env.CASEMATE_TALLY, `${sum.passed} ${sum.failed} ${sum.skipped}\n`);
+  }
+  process.exitCode = sum.failed > 0 ? 1 : 0;
+}

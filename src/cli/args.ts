@@ -1,0 +1,134 @@
+import { type ParseArgsConfig, parseArgs } from 'node:util';
+import { CasemateError } from '../errors.js';
+
+/** A command line, understood. */
+export type Command =
+  | { readonly name: 'help'; readonly topic: Topic }
+  | { readonly name: 'version' }
+  | { readonly name: 'doctor'; readonly json: boolean }
+  | ({ readonly name: 'run' } & RunOptions);
+
+export type Topic = 'casemate' | 'run' | 'doctor';
+
+/** What `casemate run` was asked for. Absent: the default of the library. */
+export interface RunOptions {
+  /** Path of the guest's image; absent: the built-in guest. */
+  readonly guest?: string;
+  /** The guest's own arguments. */
+  readonly args: readonly string[];
+  readonly memoryMib?: number;
+  readonly cpl?: 0 | 3;
+  /** Path of the file that the guest finds in its memory. */
+  readonly input?: string;
+  readonly timeoutMs?: number;
+  readonly json: boolean;
+  readonly timeline: boolean;
+  readonly evidence: boolean;
+}
+
+type OptionTable = NonNullable<ParseArgsConfig['options']>;
+
+const HELP = { help: { type: 'boolean', short: 'h' } } as const satisfies OptionTable;
+const TOP_OPTIONS = { ...HELP, version: { type: 'boolean', short: 'v' } } as const satisfies OptionTable;
+const DOCTOR_OPTIONS = { ...HELP, json: { type: 'boolean' } } as const satisfies OptionTable;
+const RUN_OPTIONS = {
+  ...HELP,
+  memory: { type: 'string', short: 'm' },
+  cpl: { type: 'string' },
+  input: { type: 'string', short: 'i' },
+  timeout: { type: 'string', short: 't' },
+  json: { type: 'boolean' },
+  timeline: { type: 'boolean' },
+  evidence: { type: 'boolean' },
+} as const satisfies OptionTable;
+
+/** Understands the arguments behind `casemate`. Ranges of numbers are the library's to check. */
+export function parseCommand(argv: readonly string[]): Command {
+  const { values, rest } = parse('casemate', argv, TOP_OPTIONS);
+  if (values.version) return { name: 'version' };
+  if (values.help) return { name: 'help', topic: 'casemate' };
+  const [command, ...args] = rest;
+  switch (command) {
+    case undefined:
+      return { name: 'help', topic: 'casemate' };
+    case 'help':
+      return parseHelp(args);
+    case 'doctor':
+      return parseDoctor(args);
+    case 'run':
+      return parseRun(args);
+    default:
+      throw usage('casemate', `There is no command '${command}'`);
+  }
+}
+
+function parseHelp(args: readonly string[]): Command {
+  const [topic = 'casemate', ...more] = args;
+  if (more.length > 0) throw usage('casemate', `Unexpected argument '${more[0]}'`);
+  if (topic !== 'casemate' && topic !== 'run' && topic !== 'doctor') {
+    throw usage('casemate', `There is no help on '${topic}'`);
+  }
+  return { name: 'help', topic };
+}
+
+function parseDoctor(args: readonly string[]): Command {
+  const { values, rest } = parse('doctor', args, DOCTOR_OPTIONS);
+  if (values.help) return { name: 'help', topic: 'doctor' };
+  if (rest.length > 0) throw usage('doctor', `Unexpected argument '${rest[0]}'`);
+  return { name: 'doctor', json: values.json ?? false };
+}
+
+function parseRun(argv: readonly string[]): Command {
+  const { values, rest } = parse('run', argv, RUN_OPTIONS);
+  if (values.help) return { name: 'help', topic: 'run' };
+  const [guest, ...args] = rest;
+  return {
+    name: 'run',
+    args,
+    json: values.json ?? false,
+    timeline: values.timeline ?? false,
+    evidence: values.evidence ?? false,
+    ...(guest !== undefined && { guest }),
+    ...(values.memory !== undefined && { memoryMib: wholeNumber('--memory', values.memory) }),
+    ...(values.cpl !== undefined && { cpl: privilegeLevel(values.cpl) }),
+    ...(values.input !== undefined && { input: values.input }),
+    ...(values.timeout !== undefined && { timeoutMs: wholeNumber('--timeout', values.timeout) }),
+  };
+}
+
+/**
+ * Parses options up to the first positional argument: that one and all behind it belong to somebody else (the
+ * command, or the guest), dashes or not. `--` ends the options as well.
+ */
+function parse<const T extends OptionTable>(topic: Topic, argv: readonly string[], options: T) {
+  const { tokens } = parseArgs({ args: [...argv], options, strict: false, allowPositionals: true, tokens: true });
+  const first = tokens.find((token) => token.kind === 'positional' || token.kind === 'option-terminator');
+  const end = first?.index ?? argv.length;
+  const rest = argv.slice(first?.kind === 'option-terminator' ? end + 1 : end);
+  try {
+    const { values } = parseArgs({ args: argv.slice(0, end), options, strict: true });
+    return { values, rest };
+  } catch (cause) {
+    throw usage(topic, (cause as Error).message, cause);
+  }
+}
+
+function wholeNumber(option: string, text: string): number {
+  if (!/^\d{1,15}$/.test(text)) throw usage('run', `${option} takes a whole number, not '${text}'`);
+  return Number(text);
+}
+
+function privilegeLevel(text: string): 0 | 3 {
+  if (text === '0') return 0;
+  if (text === '3') return 3;
+  throw usage('run', `--cpl takes 0 or 3, not '${text}'`);
+}
+
+function usage(topic: Topic, message: string, cause?: unknown): CasemateError {
+  const help = topic === 'casemate' ? 'casemate --help' : `casemate help ${topic}`;
+  return new CasemateError('ERR_CASEMATE_INVALID_OPTION', message, {
+    step: 'command line',
+    remedy: `See ${help}.`,
+    ...(cause !== undefined && { cause }),
+  });
+}

@@ -1,0 +1,73 @@
+import type { Topic } from './args.js';
+
+/** The help texts, by topic. */
+export const HELP: Readonly<Record<Topic, string>> = {
+  casemate: `casemate runs programs in virtual machines of their own, each behind KVM and in a jail.
+
+Usage: casemate <command>
+
+Commands:
+  run [guest] [args...]  launch a VM and run a guest program in it
+  doctor                 check whether this machine can, and what to do if not
+  help [command]         more about a command
+
+Options:
+  -h, --help     this text
+  -v, --version  the version of casemate
+
+Start here:
+  casemate doctor        is this machine ready?
+  casemate run           run the guest that comes with casemate
+`,
+
+  run: `Launches a VM and runs a guest program in it.
+
+Usage: casemate run [options] [guest] [args...]
+
+The guest is a bare-metal program: a 64-bit ELF executable linked statically, or a flat binary.
+Without one, the guest that comes with casemate says hello. Options of casemate stand before the guest;
+everything behind it is the guest's own. What you type or pipe in is the guest's input, what it prints is
+printed, and its exit code is the exit code of this command. Ctrl-C ends the VM.
+
+Options:
+  -m, --memory MIB   memory of the VM in MiB, an even number (default: 16)
+  -i, --input FILE   a file that the guest finds in its memory
+  -t, --timeout MS   end the VM after so many milliseconds
+      --cpl 0|3      privilege level at which the guest runs (default: 3, native on every kind of KVM)
+      --json         print one JSON object instead of the guest's output: how it ended, what it printed
+      --timeline     show where the time of the launch went (on stderr)
+      --evidence     show what the kernel says about the jail, layer by layer (on stderr)
+  -h, --help         this text
+
+Exit codes:
+  0 to 255           the guest's own
+  124                the time given with --timeout passed
+  125                casemate itself failed; the message says why and what to do
+  130, 143, 129      ended by Ctrl-C, SIGTERM or SIGHUP
+  134                the guest crashed: a fault, a triple fault, a call that its machine does not have
+  137                the VM was killed from outside
+  141                whoever read the output went away
+
+Set CASEMATE_DEBUG=1 to see whole errors.
+
+Examples:
+  casemate run --timeline --evidence
+  casemate run hello.elf world
+  echo shout this | casemate run --timeout 1000 upper.elf
+`,
+
+  doctor: `Checks everything that casemate needs of this machine, and says what to do about what is missing.
+
+Usage: casemate doctor [--json]
+
+Nothing is changed. Where nothing speaks against it, the built-in guest is launched once as the last proof.
+
+Options:
+      --json  print the result as JSON: { "ok": true, "checks": [{ "name", "status", "found", ... }] }
+  -h, --help  this text
+
+Exit codes:
+  0  a VM in the strict jail works here
+  1  it does not; what stands in the way is marked ✗
+`,
+};

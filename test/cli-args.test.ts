@@ -1,0 +1,76 @@
+import { parseCommand } from '#lib/cli/args.js';
+import test from 'ava';
+import { CasemateError } from 'casemate';
+
+const plain = { name: 'run', args: [], json: false, timeline: false, evidence: false };
+const unusable = { instanceOf: CasemateError, code: 'ERR_CASEMATE_INVALID_OPTION' };
+
+test('no arguments ask for help', (t) => {
+  t.deepEqual(parseCommand([]), { name: 'help', topic: 'casemate' });
+});
+
+test('help and version are understood in all their spellings', (t) => {
+  for (const argv of [['--help'], ['-h'], ['help']]) t.deepEqual(parseCommand(argv), { name: 'help', topic: 'casemate' });
+  for (const argv of [['help', 'run'], ['run', '--help'], ['run', '-h']]) {
+    t.deepEqual(parseCommand(argv), { name: 'help', topic: 'run' });
+  }
+  for (const argv of [['help', 'doctor'], ['doctor', '--help']]) {
+    t.deepEqual(parseCommand(argv), { name: 'help', topic: 'doctor' });
+  }
+  for (const argv of [['--version'], ['-v']]) t.deepEqual(parseCommand(argv), { name: 'version' });
+});
+
+test('doctor takes --json and nothing else', (t) => {
+  t.deepEqual(parseCommand(['doctor']), { name: 'doctor', json: false });
+  t.deepEqual(parseCommand(['doctor', '--json']), { name: 'doctor', json: true });
+  t.throws(() => parseCommand(['doctor', 'kvm']), unusable);
+  t.throws(() => parseCommand(['doctor', '--verbose']), unusable);
+});
+
+test('run without a guest runs the built-in one', (t) => {
+  t.deepEqual(parseCommand(['run']), plain);
+  t.deepEqual(parseCommand(['run', '--']), plain);
+  t.deepEqual(parseCommand(['run', '--timeline', '--evidence']), { ...plain, timeline: true, evidence: true });
+});
+
+test('every option of run is understood', (t) => {
+  const argv = ['run', '--memory', '32', '--cpl', '0', '--input', 'in', '--timeout', '500', '--json', 'guest.elf'];
+  const expected = { ...plain, guest: 'guest.elf', memoryMib: 32, cpl: 0, input: 'in', timeoutMs: 500, json: true };
+  t.deepEqual(parseCommand(argv), expected);
+  t.deepEqual(parseCommand(['run', '-m', '32', '-i', 'in', '-t500', '--cpl=0', '--json', 'guest.elf']), expected);
+});
+
+test('everything behind the guest is its own, dashes or not', (t) => {
+  t.deepEqual(parseCommand(['run', '--json', 'guest', '--json', '-h', '--', '--memory', 'x']), {
+    ...plain,
+    guest: 'guest',
+    json: true,
+    args: ['--json', '-h', '--', '--memory', 'x'],
+  });
+});
+
+test('two dashes end the options of casemate', (t) => {
+  t.deepEqual(parseCommand(['run', '--', '--guest', '--json']), { ...plain, guest: '--guest', args: ['--json'] });
+});
+
+for (const argv of [
+  ['fly'],
+  ['--fly'],
+  ['help', 'fly'],
+  ['help', 'run', 'more'],
+  ['run', '--fly', 'guest'],
+  ['run', '--memory'],
+  ['run', '--memory', 'much'],
+  ['run', '--memory', '1.5'],
+  ['run', '--memory', '0x10'],
+  ['run', '--memory', '-2'],
+  ['run', '--memory', '9'.repeat(40)],
+  ['run', '--timeout', ''],
+  ['run', '--cpl', '1'],
+  ['run', '--json=yes'],
+]) {
+  test(`casemate ${argv.join(' ').slice(0, 40)} is refused with a hint`, (t) => {
+    const error = t.throws(() => parseCommand(argv), unusable) as CasemateError | undefined;
+    t.regex(error?.remedy ?? '', /^See casemate /);
+  });
+}

@@ -1,0 +1,126 @@
+/**
+ * What tests need of the host, and how they skip without it.
+ *
+ * ava cannot skip a test once it runs, so the decision falls when a test file is loaded: every capability is
+ * probed synchronously, once per file that asks for it. A test that lacks one is declared with `test.skip`
+ * under a title that ends in the reason: ava's own reporter prints it and counts it as skipped, and so does
+ * the last line of `.ci/run`.
+ *
+ *     import { requires } from '../helpers/index.js';
+ *
+ *     const test = requires('kvm', 'userns');
+ *     test('a guest says hello', async (t) => { ... });
+ *
+ * Tests run from build/test/. They import what is public from 'casemate', 'casemate/kvm', ..., and what is
+ * not from '#lib/...'; both are the compiled lib/, whose source maps lead the coverage back to src/.
+ */
+import { spawnSync } from 'node:child_process';
+import { accessSync, closeSync, constants, openSync, readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import ava, { type ExecutionContext, type Implementation } from 'ava';
+
+/** The top folder of the repository. */
+export const root = fileURLToPath(new URL('../../../', import.meta.url));
+
+/** Whether a program runs to a good end. */
+function runs(command: string, ...args: string[]): boolean {
+  return spawnSync(command, args, { stdio: 'ignore' }).status === 0;
+}
+
+function succeeds(call: () => unknown): boolean {
+  try {
+    call();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The folder of this process's own cgroup v2, wherever it is mounted. */
+function ownCgroup(): string {
+  const mount = /^\S+ (\S+) cgroup2 /m.exec(readFileSync('/proc/self/mounts', 'utf8'))?.[1];
+  const path = /^0::(.*)$/m.exec(readFileSync('/proc/self/cgroup', 'utf8'))?.[1];
+  if (mount === undefined || path === undefined) throw new Error('no cgroup v2');
+  return mount + path;
+}
+
+/** Each capability: whether this host has it, and the reason to give if not. */
+const capabilities = {
+  kvm: {
+    probe: () => succeeds(() => closeSync(openSync('/dev/kvm', 'r+'))),
+    reason: 'no /dev/kvm that this user may open',
+  },
+  root: {
+    probe: () => process.geteuid?.() === 0,
+    reason: 'needs root',
+  },
+  /** Namespaces of the user's own, as a rootless caller has them. */
+  userns: {
+    probe: () => runs('unshare', '--user', '--map-root-user', 'true'),
+    reason: 'user namespaces cannot be created here',
+  },
+  /** For tests that become somebody else to see what a rootless caller sees. */
+  setpriv: {
+    probe: () => runs('setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', 'true'),
+    reason: 'cannot become another user (setpriv, as root)',
+  },
+  strace: {
+    probe: () => runs('strace', '-f', '-o', '/dev/null', 'true'),
+    reason: 'strace is missing or may not trace',
+  },
+  cgroup: {
+    probe: () => succeeds(() => accessSync(ownCgroup(), constants.W_OK)),
+    reason: 'no cgroup v2 in which this user may create one',
+  },
+  selinux: {
+    probe: () => succeeds(() => readFileSync('/sys/fs/selinux/enforce')),
+    reason: 'SELinux is not enabled',
+  },
+  noSelinux: {
+    probe: () => !succeeds(() => readFileSync('/sys/fs/selinux/enforce')),
+    reason: 'SELinux is enabled',
+  },
+  /** Labels are stored with files even where SELinux is off. Node cannot write extended attributes. */
+  labels: {
+    probe: () => {
+      const label = "b'system_u:object_r:user_tmp_t:s0'";
+      const code = `import os, tempfile; file = tempfile.TemporaryFile(); os.setxattr(file.fileno(), 'security.selinux', ${label})`;
+      return runs('python3', '-c', code);
+    },
+    reason: 'files cannot be labelled here (root, python3 and a file system with security attributes)',
+  },
+  /** To build guests as a user would. */
+  gcc: {
+    probe: () => runs('gcc', '--version'),
+    reason: 'no gcc',
+  },
+} satisfies Record<string, { probe: () => boolean; reason: string }>;
+
+export type Capability = keyof typeof capabilities;
+
+const probed = new Map<Capability, boolean>();
+
+/** Whether this host has a capability. */
+export function has(capability: Capability): boolean {
+  let answer = probed.get(capability);
+  if (answer === undefined) {
+    answer = capabilities[capability].probe();
+    probed.set(capability, answer);
+  }
+  return answer;
+}
+
+export type Declare = (title: string, body: Implementation<[]>) => void;
+
+/** Declares tests that need these capabilities; `.serial` those that must not run beside others of their file. */
+export function requires(...needed: Capability[]): Declare & { serial: Declare } {
+  const missing = needed.find((capability) => !has(capability));
+  const skip: Declare = (title, body) => {
+    ava.skip(`${title} (skipped: ${missing && capabilities[missing].reason})`, body);
+  };
+  const run: Declare = (title, body) => ava(title, body);
+  const serial: Declare = (title, body) => ava.serial(title, body);
+  return missing === undefined ? Object.assign(run, { serial }) : Object.assign(skip, { serial: skip });
+}
+
+export type { ExecutionContext };
