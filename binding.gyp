@@ -49,7 +49,10 @@
       # The monitor: static, without libc, at an address of the kernel's choice.
       'target_name': 'casemate-vmm',
       'type': 'executable',
-      'sources': ["<!@(node -p \"require('./native/sources.json').vmm.join(' ')\")"],
+      'sources': [
+        "<!@(node -p \"require('./native/sources.json').machine.join(' ')\")",
+        "<!@(node -p \"require('./native/sources.json').vmm.join(' ')\")",
+      ],
       'cflags': [
         '<@(bare)', '-fPIE', '-fvisibility=hidden',
         '-fstack-protector-strong', '-mstack-protector-guard=global',
@@ -66,21 +69,49 @@
       ],
     },
     {
-      # A guest as docs/guest-abi.md has users build theirs.
-      'target_name': 'casemate-guest-hello',
-      'type': 'executable',
-      'product_extension': 'elf',
-      'sources': ["<!@(node -p \"require('./native/sources.json').guests.hello.join(' ')\")"],
-      'cflags': ['<@(bare)', '-ffreestanding', '-fno-stack-protector', '-fno-pie'],
-      'cflags!': ['-pthread'],
-      'ldflags!': ['-pthread'],
-      'ldflags': ['-nostdlib', '-static', '-no-pie', '-s', '-Wl,--build-id=none', '-Wl,-T,../native/guest/casemate-guest.ld'],
+      # Guests, each of one file, by the command that docs/guest-abi.md gives to users.
+      'target_name': 'casemate-guests',
+      'type': 'none',
+      'variables': {
+        'guest_interface': [
+          'native/guest/casemate-guest.h', 'native/guest/casemate-guest-abi.h', 'native/guest/casemate-guest.ld',
+        ],
+      },
+      'sources': [
+        "<!@(node -p \"Object.values(require('./native/sources.json').guests).flat().join(' ')\")",
+        "<!@(node -p \"require('./native/sources.json').flatGuests.join(' ')\")",
+      ],
+      'rules': [
+        {
+          'rule_name': 'guest',
+          'extension': 'c',
+          'inputs': ['<@(guest_interface)'],
+          'outputs': ['<(PRODUCT_DIR)/casemate-guest-<(RULE_INPUT_ROOT).elf'],
+          'action': [
+            'gcc', '-O2', '-Wall', '-Wextra', '-Werror', '-ffreestanding', '-fno-stack-protector', '-nostdlib',
+            '-static', '-no-pie', '-s', '-I', 'native/guest', '-T', 'native/guest/casemate-guest.ld',
+            '-o', '<@(_outputs)', '<(RULE_INPUT_PATH)',
+          ],
+        },
+        {
+          'rule_name': 'flat_guest',
+          'extension': 'S',
+          'outputs': ['<(PRODUCT_DIR)/casemate-guest-<(RULE_INPUT_ROOT).bin'],
+          'action': [
+            'gcc', '-nostdlib', '-static', '-no-pie', '-Wl,-Ttext=0x200000,--oformat=binary,--build-id=none',
+            '-o', '<@(_outputs)', '<(RULE_INPUT_PATH)',
+          ],
+        },
+      ],
     },
     {
       'target_name': 'casemate-unit',
       'type': 'executable',
       'dependencies': ['casemate-core'],
-      'sources': ["<!@(node -p \"require('./native/sources.json').unit.join(' ')\")"],
+      'sources': [
+        "<!@(node -p \"require('./native/sources.json').machine.join(' ')\")",
+        "<!@(node -p \"require('./native/sources.json').unit.join(' ')\")",
+      ],
       'cflags': ['<@(hardened)'],
     },
   ],

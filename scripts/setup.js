@@ -5,6 +5,7 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
+import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { unlessSame } from './unless-same.js';
 
@@ -49,7 +50,11 @@ const steps = {
       process.exit(1);
     }
     const inputs = [text('binding.gyp'), text('native/sources.json'), text('package-lock.json'), process.version];
-    return unlessSame('build/.configured', inputs, () => gyp('configure'));
+    // Most installations of Node bring its headers along; node-gyp would fetch them nevertheless.
+    const prefix = dirname(dirname(process.execPath));
+    const asked = process.env.npm_config_nodedir !== undefined;
+    const headers = !asked && existsSync(`${prefix}/include/node/node_version.h`) ? [`--nodedir=${prefix}`] : [];
+    return unlessSame('build/.configured', inputs, () => gyp('configure', ...headers));
   },
 
   /** The addon, the monitor, the guests and the native unit tests, to build/Release/. */

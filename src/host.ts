@@ -174,7 +174,9 @@ function readInterpreter(path: string): string | undefined {
     for (let at = 0; at + PROGRAM_HEADER_SIZE <= table.length; at += PROGRAM_HEADER_SIZE) {
       if (table.readUInt32LE(at) !== PT_INTERP) continue;
       const size = Math.min(Number(table.readBigUInt64LE(at + 32)), PATH_MAX);
-      return readAt(fd, Number(table.readBigUInt64LE(at + 8)), size).toString('latin1').replace(/\0.*$/s, '');
+      return readAt(fd, Number(table.readBigUInt64LE(at + 8)), size)
+        .toString('latin1')
+        .replace(/\0.*$/s, '');
     }
     return '';
   } finally {
@@ -296,7 +298,8 @@ function readHidepid(mounts: readonly Mount[]): string {
 
 function readMemory(root: string): HostFacts['memory'] {
   const text = readText(root, 'proc/meminfo') ?? '';
-  const mib = (name: string) => Math.floor(Number(new RegExp(`^${name}:\\s*(\\d+) kB`, 'm').exec(text)?.[1] ?? 0) / 1024);
+  const mib = (name: string) =>
+    Math.floor(Number(new RegExp(`^${name}:\\s*(\\d+) kB`, 'm').exec(text)?.[1] ?? 0) / 1024);
   return { totalMib: mib('MemTotal'), availableMib: mib('MemAvailable') };
 }
 

@@ -1,6 +1,6 @@
-import { parseCommand } from '#lib/cli/args.js';
 import test from 'ava';
 import { CasemateError } from 'casemate';
+import { parseCommand } from '#lib/cli/args.js';
 
 const plain = { name: 'run', args: [], json: false, timeline: false, evidence: false };
 const unusable = { instanceOf: CasemateError, code: 'ERR_CASEMATE_INVALID_OPTION' };
@@ -10,11 +10,19 @@ test('no arguments ask for help', (t) => {
 });
 
 test('help and version are understood in all their spellings', (t) => {
-  for (const argv of [['--help'], ['-h'], ['help']]) t.deepEqual(parseCommand(argv), { name: 'help', topic: 'casemate' });
-  for (const argv of [['help', 'run'], ['run', '--help'], ['run', '-h']]) {
+  for (const argv of [['--help'], ['-h'], ['help']])
+    t.deepEqual(parseCommand(argv), { name: 'help', topic: 'casemate' });
+  for (const argv of [
+    ['help', 'run'],
+    ['run', '--help'],
+    ['run', '-h'],
+  ]) {
     t.deepEqual(parseCommand(argv), { name: 'help', topic: 'run' });
   }
-  for (const argv of [['help', 'doctor'], ['doctor', '--help']]) {
+  for (const argv of [
+    ['help', 'doctor'],
+    ['doctor', '--help'],
+  ]) {
     t.deepEqual(parseCommand(argv), { name: 'help', topic: 'doctor' });
   }
   for (const argv of [['--version'], ['-v']]) t.deepEqual(parseCommand(argv), { name: 'version' });

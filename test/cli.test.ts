@@ -3,8 +3,8 @@ import { once } from 'node:events';
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { builtFile } from '#lib/native.js';
 import test, { type ExecutionContext } from 'ava';
+import { builtFile } from '#lib/native.js';
 import { requires, root } from './helpers/index.js';
 
 const MAIN = join(root, 'lib/cli/main.js');
@@ -31,7 +31,11 @@ async function end(child: ChildProcess): Promise<Ended> {
 }
 
 /** Runs the command to its end, with `input` piped in. */
-async function casemate(args: readonly string[], input: string | Uint8Array = '', env?: NodeJS.ProcessEnv): Promise<Ended> {
+async function casemate(
+  args: readonly string[],
+  input: string | Uint8Array = '',
+  env?: NodeJS.ProcessEnv,
+): Promise<Ended> {
   const child = start(args, MAIN, env);
   child.stdin?.on('error', () => {}); // it may end before it has read all
   child.stdin?.end(input);
@@ -119,7 +123,10 @@ test('a wrong command line exits with 125, says so and where to read on, without
   const { code, stdout, stderr } = await casemate(['run', '--fly']);
   t.is(code, 125);
   t.is(stdout.length, 0);
-  t.regex(stderr, /^casemate: Unknown option '--fly' \(ERR_CASEMATE_INVALID_OPTION\)\n {2}→ See casemate help run\.\n$/);
+  t.regex(
+    stderr,
+    /^casemate: Unknown option '--fly' \(ERR_CASEMATE_INVALID_OPTION\)\n {2}→ See casemate help run\.\n$/,
+  );
 });
 
 test('an option that the library refuses is named as it was given', async (t) => {
@@ -288,7 +295,7 @@ vmTest('--timeline and --evidence print tables on stderr, and stdout is the gues
   t.is(code, 0);
   t.regex(stdout.toString(), /^Hello [^✓█]*$/);
   t.regex(stderr, /step +where +at µs +took µs/);
-  t.regex(stderr, /clone3 +launcher +\d+ +\d+ +█/);
+  t.regex(stderr, /clone3 +launcher +\d+ +\d+ +[▏█]/);
   t.regex(stderr, /✓ pidNamespace/);
   t.notRegex(stderr, /✗/);
 });

@@ -1,11 +1,11 @@
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import { CasemateError } from 'casemate';
 import { type Check, type CheckStatus, examine, renderDiagnosis } from '#lib/cli/doctor.js';
 import type { LiveFacts } from '#lib/cli/probe.js';
 import { type HostFacts, kernelAtLeast, readHost } from '#lib/host.js';
-import test, { type ExecutionContext } from 'ava';
-import { CasemateError } from 'casemate';
 import { requires } from './helpers/index.js';
 
 /** The files of a sound host: root on AMD hardware, cgroup v2 with all controllers. */
@@ -48,7 +48,8 @@ const SOUND: Readonly<Record<string, string>> = {
 };
 
 const ROOTLESS: Readonly<Record<string, string>> = {
-  'proc/self/status': 'Uid:\t1000\t1000\t1000\t1000\nGid:\t1000\t1000\t1000\t1000\nGroups:\t27 1000\nCapEff:\t0000000000000000\n',
+  'proc/self/status':
+    'Uid:\t1000\t1000\t1000\t1000\nGid:\t1000\t1000\t1000\t1000\nGroups:\t27 1000\nCapEff:\t0000000000000000\n',
 };
 
 /** Makes a tree of files, with `changes` laid over the sound host; null leaves a file out. */
@@ -67,7 +68,15 @@ const LIVE: LiveFacts = { addon: undefined, monitor: undefined, kvm: { missing: 
 
 /** A fixture has no device nodes: what stat would say of one is put in. */
 function withDevice(host: HostFacts, device: Partial<NonNullable<HostFacts['kvmDevice']>> = {}): HostFacts {
-  const kvmDevice = { isCharacterDevice: true, mode: 0o660, uid: 0, gid: 106, group: 'kvm', openError: undefined, ...device };
+  const kvmDevice = {
+    isCharacterDevice: true,
+    mode: 0o660,
+    uid: 0,
+    gid: 106,
+    group: 'kvm',
+    openError: undefined,
+    ...device,
+  };
   return { ...host, kvmDevice, libc: 'glibc' };
 }
 
@@ -152,7 +161,7 @@ test('a rootless caller is seen with its groups and its ranges', (t) => {
   t.deepEqual(host.caller.groups, [1000, 27]);
   t.false(host.caller.admin);
   t.deepEqual(host.caller.subordinateUids, [{ first: 100000, count: 65536 }]);
-  is(t, examineTree(t, ROOTLESS)('User ids'), 'info', /user 1000, without root.*100000-165535/);
+  is(t, examineTree(t, ROOTLESS)('User ids'), 'info', /user 1000, not root.*100000-165535/);
 });
 
 test('kernel releases compare by their numbers', (t) => {
@@ -200,14 +209,20 @@ test('the C library is read from the program that Node is', (t) => {
 });
 
 test('a missing /dev/kvm fails, with the remedy that fits', (t) => {
-  const live = { kvm: new CasemateError('ERR_CASEMATE_KVM_UNAVAILABLE', 'no /dev/kvm', { remedy: 'Load it.' }) };
+  const live = { ...LIVE, kvm: new CasemateError('ERR_CASEMATE_KVM_UNAVAILABLE', 'no /dev/kvm') };
   const examineWithout = (changes: Record<string, string | null>) => {
-    const checks = examine(readHost(plant(t, { 'dev/kvm': null, ...changes })), { ...LIVE, ...live });
-    return checks.find((check) => check.name === '/dev/kvm') as Check;
+    const checks = examine(readHost(plant(t, { 'dev/kvm': null, ...changes })), live);
+    return (name: string) => checks.find((check) => check.name === name) as Check;
   };
-  is(t, examineWithout({}), 'fail', /not there, though KVM is loaded/, /container/);
-  is(t, examineWithout({ 'sys/module/kvm_amd/parameters/nested': null }), 'fail', /^not there$/, /modprobe/);
-  is(t, examineTree(t, {}, {}, live)('KVM'), 'fail', /no \/dev\/kvm/, /Load it/);
+  is(t, examineWithout({})('/dev/kvm'), 'fail', /not there, though KVM is loaded/, /container/);
+  is(
+    t,
+    examineWithout({ 'sys/module/kvm_amd/parameters/nested': null })('/dev/kvm'),
+    'fail',
+    /^not there$/,
+    /modprobe/,
+  );
+  is(t, examineWithout({})('KVM'), 'info', /not asked/);
 });
 
 test('a forbidden /dev/kvm fails, and says which group to join', (t) => {
@@ -229,6 +244,8 @@ test('KVM itself decides whether KVM works', (t) => {
   is(t, examineTree(t, paravirtual)('KVM'), 'ok', /version 12/);
   is(t, examineTree(t, paravirtual)('Virtualization'), 'info', /paravirtual/);
   is(t, examineTree(t, {}, {}, { kvm: { missing: ['KVM_CAP_X'] } })('KVM'), 'fail', /KVM_CAP_X/);
+  const kvm = new CasemateError('ERR_CASEMATE_KVM_UNAVAILABLE', 'version 11', { remedy: 'A newer kernel.' });
+  is(t, examineTree(t, {}, {}, { kvm })('KVM'), 'fail', /version 11/, /newer kernel/);
 });
 
 test('hardware, nested and paravirtual KVM are told apart', (t) => {
@@ -246,14 +263,31 @@ test('the cost of nx_huge_pages depends on kernel, cgroups and CPU', (t) => {
   const flaw = 'sys/devices/system/cpu/vulnerabilities/itlb_multihit';
   is(t, examineTree(t)('nx_huge_pages'), 'ok', /with favordynmods/);
   is(t, examineTree(t, plainCgroup)('nx_huge_pages'), 'warn', /without favordynmods/, /nx_huge_pages=never/);
-  is(t, examineTree(t, { ...plainCgroup, [flaw]: 'KVM: Mitigation: Split huge pages' })('nx_huge_pages'), 'warn', /^N/, /remount,favordynmods/);
+  is(
+    t,
+    examineTree(t, { ...plainCgroup, [flaw]: 'KVM: Mitigation: Split huge pages' })('nx_huge_pages'),
+    'warn',
+    /^N/,
+    /remount,favordynmods/,
+  );
   is(t, examineTree(t, { ...plainCgroup, [parameter]: 'never' })('nx_huge_pages'), 'ok', /never/);
-  is(t, examineTree(t, { ...plainCgroup, 'proc/sys/kernel/osrelease': '6.18.0' })('nx_huge_pages'), 'ok', /needs neither/);
+  is(
+    t,
+    examineTree(t, { ...plainCgroup, 'proc/sys/kernel/osrelease': '6.18.0' })('nx_huge_pages'),
+    'ok',
+    /needs neither/,
+  );
 });
 
 test('namespaces that the kernel lacks or forbids fail', (t) => {
   is(t, examineTree(t, { 'proc/self/ns/user': null })('Namespaces'), 'fail', /user/);
-  is(t, examineTree(t, { 'proc/sys/user/max_user_namespaces': '0' })('Namespaces'), 'fail', /max_user_namespaces/, /sysctl -w/);
+  is(
+    t,
+    examineTree(t, { 'proc/sys/user/max_user_namespaces': '0' })('Namespaces'),
+    'fail',
+    /max_user_namespaces/,
+    /sysctl -w/,
+  );
 });
 
 test('restrictions of user namespaces fail for users and not for root', (t) => {

@@ -1,7 +1,7 @@
 /* A flat binary in assembly, at any privilege level: says at which, and ends with that
  * as its exit code. No header, no linker script; loaded and entered at 2 MiB.
  *
- *   gcc -nostdlib -static -no-pie -Wl,-Ttext=0x200000,--oformat=binary -I native/guest \
+ *   gcc -nostdlib -static -no-pie -Wl,-Ttext=0x200000,--oformat=binary,--build-id=none \
  *       -o flat.bin flat.S
  */
         .set DOORBELL, 0xe0

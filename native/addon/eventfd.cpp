@@ -47,13 +47,14 @@ private:
     return count;
   }
 
-  Napi::Value fd(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), fd_.get()); }
+  Napi::Value fd(const Napi::CallbackInfo& info) {
+    return Napi::Number::New(info.Env(), fd_.get());
+  }
 
   void signal(const Napi::CallbackInfo& info) {
     bool lossless = false;
     const std::uint64_t count = info[0].As<Napi::BigInt>().Uint64Value(&lossless);
-    check(info.Env(),
-          sys::check("write", sys::call(__NR_write, fd_.get(), &count, sizeof count)));
+    check(info.Env(), sys::check("write", sys::call(__NR_write, fd_.get(), &count, sizeof count)));
   }
 
   Napi::Value take(const Napi::CallbackInfo& info) {

@@ -6,6 +6,7 @@
 #include "addon/poll.hpp"
 #include "jail/landlock.hpp"
 #include "jail/launcher.hpp"
+#include "jail/seccomp.hpp"
 
 #include <cstring>
 #include <fcntl.h>
@@ -241,6 +242,30 @@ private:
   std::unique_ptr<Poll> poll_;
 };
 
+/// compileSeccomp([[number], [number, argument, ...values]...], refused): a program, or null.
+Napi::Value compile_seccomp(const Napi::CallbackInfo& info) {
+  auto list = info[0].As<Napi::Array>();
+  std::vector<std::vector<std::uint32_t>> numbers(list.Length());
+  std::vector<jail::seccomp::Rule> rules;
+  for (std::uint32_t i = 0; i < list.Length(); ++i) {
+    auto rule = list.Get(i).As<Napi::Array>();
+    for (std::uint32_t j = 0; j < rule.Length(); ++j) {
+      numbers[i].push_back(rule.Get(j).As<Napi::Number>());
+    }
+    std::span<const std::uint32_t> values(numbers[i]);
+    rules.push_back(values.size() < 2
+                        ? jail::seccomp::Rule{values[0]}
+                        : jail::seccomp::Rule{values[0], values[1], values.subspan(2)});
+  }
+  std::vector<sock_filter> program(BPF_MAXINSNS);
+  std::size_t size = jail::seccomp::compile(rules, info[1].As<Napi::Number>(), program);
+  if (size == 0) {
+    return info.Env().Null();
+  }
+  return Napi::Buffer<std::uint8_t>::Copy(
+      info.Env(), reinterpret_cast<const std::uint8_t*>(program.data()), size * sizeof(sock_filter));
+}
+
 Napi::Value landlock_abi(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), jail::landlock_abi());
 }
@@ -250,6 +275,7 @@ Napi::Value landlock_abi(const Napi::CallbackInfo& info) {
 void init_jail(Napi::Env env, Napi::Object exports) {
   exports.Set("Launcher", LauncherObject::define(env));
   exports.Set("Child", Child::define(env));
+  exports.Set("compileSeccomp", Napi::Function::New(env, compile_seccomp));
   exports.Set("landlockAbi", Napi::Function::New(env, landlock_abi));
 }
 

@@ -34,22 +34,21 @@ public:
   static void define(Napi::Env env, Napi::Object exports) {
     exports.Set(
         "KvmHandle",
-        DefineClass(
-            env, "KvmHandle",
-            {
-                InstanceMethod<&KvmHandle::get_api_version>("getApiVersion"),
-                InstanceMethod<&KvmHandle::check_extension>("checkExtension"),
-                InstanceMethod<&KvmHandle::cpuid<&kvm::Kvm::get_supported_cpuid>>(
-                    "getSupportedCpuid"),
-                InstanceMethod<&KvmHandle::cpuid<&kvm::Kvm::get_emulated_cpuid>>(
-                    "getEmulatedCpuid"),
-                InstanceMethod<&KvmHandle::msr_list<&kvm::Kvm::get_msr_index_list>>(
-                    "getMsrIndexList"),
-                InstanceMethod<&KvmHandle::msr_list<&kvm::Kvm::get_msr_feature_index_list>>(
-                    "getMsrFeatureIndexList"),
-                InstanceMethod<&KvmHandle::get_msrs>("getMsrs"),
-                InstanceMethod<&KvmHandle::close>("close"),
-            }));
+        DefineClass(env, "KvmHandle",
+                    {
+                        InstanceMethod<&KvmHandle::get_api_version>("getApiVersion"),
+                        InstanceMethod<&KvmHandle::check_extension>("checkExtension"),
+                        InstanceMethod<&KvmHandle::cpuid<&kvm::Kvm::get_supported_cpuid>>(
+                            "getSupportedCpuid"),
+                        InstanceMethod<&KvmHandle::cpuid<&kvm::Kvm::get_emulated_cpuid>>(
+                            "getEmulatedCpuid"),
+                        InstanceMethod<&KvmHandle::msr_list<&kvm::Kvm::get_msr_index_list>>(
+                            "getMsrIndexList"),
+                        InstanceMethod<&KvmHandle::msr_list<&kvm::Kvm::get_msr_feature_index_list>>(
+                            "getMsrFeatureIndexList"),
+                        InstanceMethod<&KvmHandle::get_msrs>("getMsrs"),
+                        InstanceMethod<&KvmHandle::close>("close"),
+                    }));
   }
 
   /// Of a path, which is opened, or of a descriptor, which is duplicated.
@@ -122,8 +121,7 @@ const kvm::Kvm& kvm_of(const Napi::Value& value) {
 
 void init_kvm(Napi::Env env, Napi::Object exports) {
   KvmHandle::define(env, exports);
-  exports.Set("kvmSupportedCpuid",
-              Napi::Function::New(env, supported_cpuid, "kvmSupportedCpuid"));
+  exports.Set("kvmSupportedCpuid", Napi::Function::New(env, supported_cpuid, "kvmSupportedCpuid"));
   init_kvm_vm(env, exports);
   init_kvm_vcpu(env, exports);
   init_eventfd(env, exports);

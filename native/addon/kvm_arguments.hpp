@@ -5,9 +5,9 @@
 #include "addon/errors.hpp"
 #include "kvm/abi.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <napi.h>
 #include <span>
 
@@ -42,8 +42,7 @@ template <typename Head, typename Entry>
 Head* counted(const Napi::Value& value, __u32 Head::*count) {
   const auto memory = bytes(value);
   auto* head = reinterpret_cast<Head*>(memory.data());
-  if (memory.size() < sizeof(Head) ||
-      reinterpret_cast<std::uintptr_t>(head) % alignof(Head) != 0 ||
+  if (memory.size() < sizeof(Head) || reinterpret_cast<std::uintptr_t>(head) % alignof(Head) != 0 ||
       head->*count != (memory.size() - sizeof(Head)) / sizeof(Entry)) {
     throw_wrong_size(value.Env());
   }
@@ -68,7 +67,7 @@ inline Napi::Value number(Napi::Env env, sys::Result<int> result) {
 
 inline Napi::Value copy_of(Napi::Env env, const void* data, std::size_t size) {
   auto copy = Napi::Uint8Array::New(env, size);
-  std::memcpy(copy.Data(), data, size);
+  std::copy_n(static_cast<const std::uint8_t*>(data), size, copy.Data());
   return copy;
 }
 

@@ -116,6 +116,7 @@ private:
   Napi::Value get_cpuid2(const Napi::CallbackInfo& info);
   Napi::Value get_msrs(const Napi::CallbackInfo& info);
   Napi::Value set_msrs(const Napi::CallbackInfo& info);
+  Napi::Value xsave_size(const Napi::CallbackInfo& info);
   Napi::Value get_xsave(const Napi::CallbackInfo& info);
   void set_xsave(const Napi::CallbackInfo& info);
   Napi::Value harvest_dirty_ring(const Napi::CallbackInfo& info);
@@ -144,6 +145,7 @@ void VcpuHandle::define(Napi::Env env, Napi::Object exports) {
                       InstanceMethod<&VcpuHandle::with<&Vcpu::set_sregs2>>("setSregs2"),
                       InstanceMethod<&VcpuHandle::with<&Vcpu::get_fpu>>("getFpu"),
                       InstanceMethod<&VcpuHandle::with<&Vcpu::set_fpu>>("setFpu"),
+                      InstanceAccessor<&VcpuHandle::xsave_size>("xsaveSize"),
                       InstanceMethod<&VcpuHandle::get_xsave>("getXsave"),
                       InstanceMethod<&VcpuHandle::set_xsave>("setXsave"),
                       InstanceMethod<&VcpuHandle::with<&Vcpu::get_xcrs>>("getXcrs"),
@@ -246,7 +248,8 @@ void VcpuHandle::copy_exit(const kvm::Vcpu& vcpu) {
   std::memcpy(to.data(), &vcpu.state(), exchange_io);
   if (vcpu.state().exit_reason == KVM_EXIT_IO) {
     const auto data = vcpu.io_data();
-    std::memcpy(to.data() + exchange_io, data.data(), std::min(data.size(), exchange_io_size));
+    std::copy_n(data.data(), std::min(data.size(), exchange_io_size),
+                reinterpret_cast<std::byte*>(to.data()) + exchange_io);
   }
 }
 
@@ -262,7 +265,8 @@ void VcpuHandle::copy_answer(const kvm::Vcpu& vcpu) {
   case KVM_EXIT_IO:
     if (run.io.direction == KVM_EXIT_IO_IN) {
       const auto data = vcpu.io_data();
-      std::memcpy(data.data(), from.data() + exchange_io, std::min(data.size(), exchange_io_size));
+      std::copy_n(reinterpret_cast<const std::byte*>(from.data()) + exchange_io,
+                  std::min(data.size(), exchange_io_size), data.data());
     }
     break;
   case KVM_EXIT_MMIO:
@@ -325,6 +329,10 @@ Napi::Value VcpuHandle::set_msrs(const Napi::CallbackInfo& info) {
   return number(info.Env(), vcpu().set_msrs(msrs(info[0])));
 }
 
+Napi::Value VcpuHandle::xsave_size(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(open().xsave_size));
+}
+
 Napi::Value VcpuHandle::get_xsave(const Napi::CallbackInfo& info) {
   Open& open = idle();
   std::vector<std::uint64_t> area((open.xsave_size + 7) / 8);
@@ -340,8 +348,7 @@ void VcpuHandle::set_xsave(const Napi::CallbackInfo& info) {
   if (area.size() != open.xsave_size) {
     throw_wrong_size(info.Env());
   }
-  check(info.Env(),
-        open.vcpu.set_xsave(reinterpret_cast<const casemate_kvm_xsave*>(area.data())));
+  check(info.Env(), open.vcpu.set_xsave(reinterpret_cast<const casemate_kvm_xsave*>(area.data())));
 }
 
 /// Fills the buffer with slots and page numbers, in the form of kvm_dirty_gfn; how many.

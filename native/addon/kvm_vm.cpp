@@ -22,9 +22,8 @@ constexpr std::uint64_t bitmap_size(std::uint64_t pages) { return (pages + 63) /
 class MemoryHandle : public Napi::ObjectWrap<MemoryHandle> {
 public:
   static void define(Napi::Env env, Napi::Object exports) {
-    exports.Set("MemoryHandle",
-                DefineClass(env, "MemoryHandle",
-                            {InstanceMethod<&MemoryHandle::buffer>("buffer")}));
+    exports.Set("MemoryHandle", DefineClass(env, "MemoryHandle",
+                                            {InstanceMethod<&MemoryHandle::buffer>("buffer")}));
   }
 
   explicit MemoryHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<MemoryHandle>(info) {
@@ -41,7 +40,7 @@ private:
     auto buffer = Napi::ArrayBuffer::New(
         info.Env(), mapping_->data(), mapping_->size(),
         [](Napi::Env, void*, Shared<sys::Mapping>* held) { delete held; }, share.get());
-    share.release();
+    static_cast<void>(share.release()); // The ArrayBuffer's now.
     return buffer;
   }
 
@@ -52,36 +51,36 @@ class VmHandle : public Napi::ObjectWrap<VmHandle> {
 public:
   static void define(Napi::Env env, Napi::Object exports) {
     using Vm = kvm::VirtualMachine;
-    exports.Set("VmHandle",
-                DefineClass(env, "VmHandle",
-                            {
-                                InstanceMethod<&VmHandle::check_extension>("checkExtension"),
-                                InstanceMethod<&VmHandle::enable_cap>("enableCap"),
-                                InstanceMethod<&VmHandle::set_memory>("setMemory"),
-                                InstanceMethod<&VmHandle::get_dirty_log>("getDirtyLog"),
-                                InstanceMethod<&VmHandle::clear_dirty_log>("clearDirtyLog"),
-                                InstanceMethod<&VmHandle::reset_dirty_rings>("resetDirtyRings"),
-                                InstanceMethod<&VmHandle::set_tss_addr>("setTssAddr"),
-                                InstanceMethod<&VmHandle::set_identity_map_addr>(
-                                    "setIdentityMapAddr"),
-                                InstanceMethod<&VmHandle::create_irqchip>("createIrqchip"),
-                                InstanceMethod<&VmHandle::with<&Vm::get_irqchip>>("getIrqchip"),
-                                InstanceMethod<&VmHandle::with<&Vm::set_irqchip>>("setIrqchip"),
-                                InstanceMethod<&VmHandle::with<&Vm::create_pit2>>("createPit2"),
-                                InstanceMethod<&VmHandle::with<&Vm::get_pit2>>("getPit2"),
-                                InstanceMethod<&VmHandle::with<&Vm::set_pit2>>("setPit2"),
-                                InstanceMethod<&VmHandle::set_gsi_routing>("setGsiRouting"),
-                                InstanceMethod<&VmHandle::with<&Vm::irqfd>>("irqfd"),
-                                InstanceMethod<&VmHandle::with<&Vm::ioeventfd>>("ioeventfd"),
-                                InstanceMethod<&VmHandle::with<&Vm::signal_msi>>("signalMsi"),
-                                InstanceMethod<&VmHandle::irq_line>("irqLine"),
-                                InstanceMethod<&VmHandle::set_boot_cpu_id>("setBootCpuId"),
-                                InstanceMethod<&VmHandle::with<&Vm::get_clock>>("getClock"),
-                                InstanceMethod<&VmHandle::with<&Vm::set_clock>>("setClock"),
-                                InstanceMethod<&VmHandle::set_tsc_khz>("setTscKhz"),
-                                InstanceMethod<&VmHandle::get_tsc_khz>("getTscKhz"),
-                                InstanceMethod<&VmHandle::close>("close"),
-                            }));
+    exports.Set(
+        "VmHandle",
+        DefineClass(env, "VmHandle",
+                    {
+                        InstanceMethod<&VmHandle::check_extension>("checkExtension"),
+                        InstanceMethod<&VmHandle::enable_cap>("enableCap"),
+                        InstanceMethod<&VmHandle::set_memory>("setMemory"),
+                        InstanceMethod<&VmHandle::get_dirty_log>("getDirtyLog"),
+                        InstanceMethod<&VmHandle::clear_dirty_log>("clearDirtyLog"),
+                        InstanceMethod<&VmHandle::reset_dirty_rings>("resetDirtyRings"),
+                        InstanceMethod<&VmHandle::set_tss_addr>("setTssAddr"),
+                        InstanceMethod<&VmHandle::set_identity_map_addr>("setIdentityMapAddr"),
+                        InstanceMethod<&VmHandle::create_irqchip>("createIrqchip"),
+                        InstanceMethod<&VmHandle::with<&Vm::get_irqchip>>("getIrqchip"),
+                        InstanceMethod<&VmHandle::with<&Vm::set_irqchip>>("setIrqchip"),
+                        InstanceMethod<&VmHandle::with<&Vm::create_pit2>>("createPit2"),
+                        InstanceMethod<&VmHandle::with<&Vm::get_pit2>>("getPit2"),
+                        InstanceMethod<&VmHandle::with<&Vm::set_pit2>>("setPit2"),
+                        InstanceMethod<&VmHandle::set_gsi_routing>("setGsiRouting"),
+                        InstanceMethod<&VmHandle::with<&Vm::irqfd>>("irqfd"),
+                        InstanceMethod<&VmHandle::with<&Vm::ioeventfd>>("ioeventfd"),
+                        InstanceMethod<&VmHandle::with<&Vm::signal_msi>>("signalMsi"),
+                        InstanceMethod<&VmHandle::irq_line>("irqLine"),
+                        InstanceMethod<&VmHandle::set_boot_cpu_id>("setBootCpuId"),
+                        InstanceMethod<&VmHandle::with<&Vm::get_clock>>("getClock"),
+                        InstanceMethod<&VmHandle::with<&Vm::set_clock>>("setClock"),
+                        InstanceMethod<&VmHandle::set_tsc_khz>("setTscKhz"),
+                        InstanceMethod<&VmHandle::get_tsc_khz>("getTscKhz"),
+                        InstanceMethod<&VmHandle::close>("close"),
+                    }));
   }
 
   explicit VmHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<VmHandle>(info) {

@@ -62,7 +62,6 @@ struct casemate_kvm_xsave {
 #define CASEMATE_KVM_SET_XSAVE _IOW(KVMIO, 0xa5, struct casemate_kvm_xsave)
 #define CASEMATE_KVM_GET_XSAVE2 _IOR(KVMIO, 0xcf, struct casemate_kvm_xsave)
 
-
 /* The kernel accepts no other size of signal set (_NSIG / 8). */
 #define CASEMATE_KVM_SIGSET_SIZE 8u
 
@@ -78,7 +77,7 @@ CASEMATE_KVM_ASSERT(sizeof(struct casemate_kvm_msrs) == 8);
 CASEMATE_KVM_ASSERT(sizeof(struct casemate_kvm_irq_routing) == 8);
 CASEMATE_KVM_ASSERT(sizeof(struct casemate_kvm_signal_mask) == 4);
 CASEMATE_KVM_ASSERT(sizeof(struct casemate_kvm_xsave) == 4096);
-/* The fixed-size ones, whose layouts TypeScript knows too (src/kvm/layout.ts). */
+/* The fixed-size ones, whose layouts TypeScript knows too (src/kvm/state.ts). */
 CASEMATE_KVM_ASSERT(sizeof(struct kvm_cpuid_entry2) == 40);
 CASEMATE_KVM_ASSERT(sizeof(struct kvm_msr_entry) == 16);
 CASEMATE_KVM_ASSERT(sizeof(struct kvm_irq_routing_entry) == 48);

@@ -54,7 +54,8 @@ ImageError write_boot_info(const BootSource& source, const GuestMemory& memory,
 }
 
 void write_arguments(const BootSource& source, const GuestMemory& memory, const Layout& layout) {
-  if (std::byte* to = memory.at(layout.strings, source.arguments.size())) {
+  std::byte* to = memory.at(layout.strings, source.arguments.size());
+  if (to != nullptr && !source.arguments.empty()) {
     std::memcpy(to, source.arguments.data(), source.arguments.size());
   }
   std::uint64_t pointer = layout.arguments;
@@ -81,11 +82,15 @@ ImageError load_guest(const BootSource& source, const GuestMemory& memory, Entry
     return {CASEMATE_IMAGE_INPUT_TOO_BIG};
   }
 
-  // The machine's pages and, as casemate-guest.ld lays images out, all of the image are
-  // one run. Segments elsewhere come by faults.
-  const Segment& first = image.segments()[0];
-  populate(memory, first_directory_address,
-           first.address == image_base ? image_base + first.file_size : image_base);
+  // The machine's pages and an image that casemate-guest.ld laid out are one run.
+  // Segments elsewhere come by faults.
+  std::uint64_t end = image_base;
+  for (const Segment& segment : image.segments()) {
+    if (segment.address <= round_up(end, page_size)) {
+      end = segment.address + segment.file_size;
+    }
+  }
+  populate(memory, first_directory_address, end);
   if (auto error = load_image(source.image, image, memory)) {
     return error;
   }

@@ -121,6 +121,7 @@ ImageError parse_flat(std::uint64_t file_size, const GuestMemory& memory, Image&
 
 ImageError parse_image(int file, std::uint64_t file_size, std::uint32_t format,
                        const GuestMemory& memory, Image& image) {
+  image = {};
   if (file_size == 0) {
     return {CASEMATE_IMAGE_EMPTY};
   }

@@ -26,6 +26,7 @@ using jail::seccomp::Rule;
 // Refused calls raise SIGSYS, so that Node is told which one it was.
 constexpr std::uint32_t refused = SECCOMP_RET_TRAP;
 
+constexpr std::uint32_t control[] = {CASEMATE_FD_CONTROL};
 constexpr std::uint32_t sent_to[] = {CASEMATE_FD_CONTROL, CASEMATE_FD_CONSOLE_OUT};
 constexpr std::uint32_t received_from[] = {CASEMATE_FD_CONTROL, CASEMATE_FD_CONSOLE_IN};
 constexpr std::uint32_t guest_files[] = {CASEMATE_FD_GUEST, CASEMATE_FD_INPUT};
@@ -50,6 +51,7 @@ constexpr auto setup_rules = [] {
       Rule{__NR_seccomp},
       Rule{__NR_sendto, 0, sent_to},
       Rule{__NR_recvfrom, 0, received_from},
+      Rule{__NR_shutdown, 0, control},
       Rule{__NR_pread64, 0, guest_files},
       Rule{__NR_madvise, 2, populate},
       Rule{__NR_ppoll},
@@ -66,6 +68,7 @@ constexpr auto guest_rules = [] {
       Rule{__NR_ioctl, 1, guest_ioctls},
       Rule{__NR_sendto, 0, sent_to},
       Rule{__NR_recvfrom, 0, received_from},
+      Rule{__NR_shutdown, 0, control},
       Rule{__NR_pread64, 0, guest_files},
       Rule{__NR_madvise, 2, populate},
       Rule{__NR_ppoll},

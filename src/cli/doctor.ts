@@ -74,7 +74,9 @@ export function renderDiagnosis({ ok, checks }: Diagnosis): string {
   const width = Math.max(...checks.map((check) => check.name.length));
   const rows = checks.map((check) => {
     const notes = [check.effect, check.remedy && `→ ${check.remedy}`].filter((note) => note !== undefined);
-    return [`${MARKS[check.status]} ${check.name.padEnd(width)}  ${check.found}`, ...indent(notes, width + 4)].join('\n');
+    return [`${MARKS[check.status]} ${check.name.padEnd(width)}  ${check.found}`, ...indent(notes, width + 4)].join(
+      '\n',
+    );
   });
   const failed = checks.filter((check) => check.status === 'fail').map((check) => check.name);
   const verdict = ok
@@ -116,7 +118,11 @@ function judgeNode({ node, libc }: HostFacts): Finding {
   const found = `Node ${node} (${libc === 'unknown' ? 'unknown C library' : libc})`;
   if (Number(/\d+/.exec(node)?.[0]) < 20) return fail(found, 'casemate needs Node 20.', 'Install Node 20 or newer.');
   if (libc === 'static') {
-    return fail(found, 'A statically linked Node cannot load addons.', 'Install a Node from nodejs.org or your distribution.');
+    return fail(
+      found,
+      'A statically linked Node cannot load addons.',
+      'Install a Node from nodejs.org or your distribution.',
+    );
   }
   if (libc === 'glibc') return ok(found);
   return warn(found, 'casemate is tested with glibc alone.', 'Build the addon on this machine: npm run build.');
@@ -142,7 +148,11 @@ function judgeDevice({ kvmDevice, caller, virtualization }: HostFacts): Finding 
   const { mode, uid, gid, group, openError, isCharacterDevice } = kvmDevice;
   const owner = `mode ${mode.toString(8).padStart(4, '0')}, user ${uid}, group ${group ?? gid}`;
   if (!isCharacterDevice) {
-    return fail(`not a device (${owner})`, 'Without KVM no VM can run.', 'Remove the file and let udev make the device.');
+    return fail(
+      `not a device (${owner})`,
+      'Without KVM no VM can run.',
+      'Remove the file and let udev make the device.',
+    );
   }
   if (openError === undefined) return ok(`opens for reading and writing (${owner})`);
   const blocked = `does not open: ${openError} (${owner})`;
@@ -156,13 +166,18 @@ function judgeDevice({ kvmDevice, caller, virtualization }: HostFacts): Finding 
 function deviceRemedy(group: string | undefined, member: boolean, groupMayOpen: boolean): string {
   if (!groupMayOpen) return 'Give its group the right, as root: chgrp kvm /dev/kvm && chmod 660 /dev/kvm.';
   // A member by its groups whom the kernel refuses: a cgroup's device rules or an LSM.
-  if (member) return 'Permissions allow it: look at device rules of the container or cgroup, and at SELinux or AppArmor.';
+  if (member)
+    return 'Permissions allow it: look at device rules of the container or cgroup, and at SELinux or AppArmor.';
   return `Join its group, then log in again: sudo usermod -aG ${group ?? 'kvm'} "$USER".`;
 }
 
-function judgeKvm(_: HostFacts, { kvm }: LiveFacts): Finding {
+function judgeKvm({ kvmDevice }: HostFacts, { kvm, addon }: LiveFacts): Finding {
+  // Said already, with its own remedy, by the lines above.
+  if (addon) return info('not asked: the addon does not load');
+  if (kvmDevice?.openError !== undefined || !kvmDevice?.isCharacterDevice)
+    return info('not asked: there is no device to ask');
   if (kvm instanceof Error) {
-    return fail(`cannot be asked: ${kvm.message}`, 'Without KVM no VM can run.', remedyOf(kvm) ?? 'See the lines above.');
+    return fail(kvm.message, 'Without KVM no VM can run.', remedyOf(kvm) ?? 'Use the KVM of a current Linux kernel.');
   }
   if (kvm.missing.length === 0) return ok('API version 12, with all that casemate needs');
   return fail(
@@ -183,7 +198,10 @@ function judgeVirtualization({ virtualization, kvmDevice }: HostFacts): Finding 
     );
   }
   if (hypervisor && extensions) {
-    return info(`nested KVM, ${extensions} under a hypervisor${loaded}`, 'Every exit of a guest passes through the hypervisor below.');
+    return info(
+      `nested KVM, ${extensions} under a hypervisor${loaded}`,
+      'Every exit of a guest passes through the hypervisor below.',
+    );
   }
   return extensions ? ok(`hardware, ${extensions}${loaded}`) : info(`none seen${loaded}`);
 }
@@ -207,7 +225,11 @@ function judgeNamespaces({ namespaces }: HostFacts): Finding {
   const { missing, limits } = namespaces;
   const forbidden = Object.keys(limits).filter((kind) => limits[kind] === 0);
   if (missing.length > 0) {
-    return fail(`this kernel has no namespaces of kind ${missing.join(', ')}`, 'The jail needs them.', 'Use the kernel of a distribution.');
+    return fail(
+      `this kernel has no namespaces of kind ${missing.join(', ')}`,
+      'The jail needs them.',
+      'Use the kernel of a distribution.',
+    );
   }
   if (forbidden.length > 0) {
     return fail(
@@ -231,7 +253,9 @@ function judgeUserNamespaces({ namespaces, caller }: HostFacts): Finding {
   const remedies = [
     ...(unprivilegedClone === false ? ['sysctl -w kernel.unprivileged_userns_clone=1'] : []),
     ...(apparmorRestricted === true
-      ? ['an AppArmor profile with "userns," for this Node (or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0)']
+      ? [
+          'an AppArmor profile with "userns," for this Node (or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0)',
+        ]
       : []),
   ];
   return fail(found, 'Without root, the jail starts with a user namespace.', `As root: ${remedies.join('; ')}.`);
@@ -240,12 +264,14 @@ function judgeUserNamespaces({ namespaces, caller }: HostFacts): Finding {
 const ALL_IDS = 0xffffffff;
 
 function judgeIds({ caller }: HostFacts): Finding {
-  const count = caller.uidMap.reduce((sum, range) => sum + range.count, 0);
-  const mapped = count >= ALL_IDS ? 'all user ids' : `${count} user ids`;
+  if (caller.admin) {
+    const count = caller.uidMap.reduce((sum, range) => sum + range.count, 0);
+    return ok(`root with ${count >= ALL_IDS ? 'all' : count} user ids`);
+  }
+  const identity = caller.uid === 0 ? 'root without CAP_SYS_ADMIN' : `user ${caller.uid}, not root`;
   const granted = caller.subordinateUids.map(({ first, count }) => `${first}-${first + count - 1}`).join(', ');
-  if (caller.admin) return ok(`root with ${mapped}`);
   return info(
-    `user ${caller.uid}, without root${granted ? `; /etc/subuid grants ${granted}` : ''}`,
+    granted ? `${identity}; /etc/subuid grants ${granted}, which casemate does not need` : identity,
     'All VMs share this user id on the host; launched by root, each has an id of its own.',
   );
 }
@@ -271,7 +297,11 @@ function judgeCgroup({ cgroup }: HostFacts): Finding {
     );
   }
   if (cgroup.writable) return ok(found);
-  return warn(`${found}, not writable here`, effect, `Have ${cgroup.directory} delegated to this user (systemd: Delegate=yes).`);
+  return warn(
+    `${found}, not writable here`,
+    effect,
+    `Have ${cgroup.directory} delegated to this user (systemd: Delegate=yes).`,
+  );
 }
 
 function judgeLandlock({ securityModules }: HostFacts, { landlockAbi }: LiveFacts): Finding {
@@ -310,7 +340,8 @@ function judgeHidepid({ hidepid, caller }: HostFacts): Finding {
 }
 
 function judgeHugePages({ transparentHugePages }: HostFacts): Finding {
-  if (transparentHugePages === undefined) return info('not in this kernel', 'Guest memory takes a fault for every 4 KiB.');
+  if (transparentHugePages === undefined)
+    return info('not in this kernel', 'Guest memory takes a fault for every 4 KiB.');
   if (transparentHugePages === 'never') return info('never', 'Guest memory takes a fault for every 4 KiB.');
   return ok(transparentHugePages);
 }
@@ -338,7 +369,8 @@ function judgeTun({ tun }: HostFacts): Finding {
 }
 
 function judgeLaunch(outcome: { microseconds: number } | Error): Finding {
-  if (!(outcome instanceof Error)) return ok(`the built-in guest ran, ${outcome.microseconds} µs after the call`);
+  if (!(outcome instanceof Error))
+    return ok(`works: the built-in guest ran ${outcome.microseconds} µs after the call of launch()`);
   const code = 'code' in outcome ? `${outcome.code}: ` : '';
   return fail(
     `${code}${outcome.message}`,

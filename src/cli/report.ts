@@ -73,7 +73,10 @@ export function renderTimeline(timeline: Timeline): string {
   );
   const guest = `${microseconds(timeline.t1 - timeline.t0).toFixed(0)} µs`;
   const resolved = `${microseconds(timeline.t2 - timeline.t0).toFixed(0)} µs`;
-  return `${table.join('\n')}\nFrom the call of launch() to the guest's first hypercall: ${guest}; to its return: ${resolved}.\n`;
+  return `${table.join('\n')}
+From the call of launch() to the guest's first hypercall: ${guest}; to its return: ${resolved}.
+A process's first launch loads the addon and makes the namespaces that later ones find ready.
+`;
 }
 
 function bar({ startUs, durationUs }: Row, totalUs: number): string {

@@ -1,7 +1,7 @@
 import { basename } from 'node:path';
 import type { Duplex, Readable } from 'node:stream';
 import { finished } from 'node:stream/promises';
-import { describeExit, type Evidence, launch, type LaunchOptions, type Vm, type VmExit } from '../index.js';
+import { describeExit, type Evidence, type LaunchOptions, launch, type Vm, type VmExit } from '../index.js';
 import type { RunOptions } from './args.js';
 import { errorToJson, exitCodeOf, renderEvidence, renderTimeline, resultToJson } from './report.js';
 
@@ -31,6 +31,7 @@ async function runGuest(options: RunOptions, signal: AbortSignal): Promise<numbe
   const output = options.json ? collect(vm.console, signal) : passOn(vm.console, signal);
   passIn(vm.console);
   const evidence = options.evidence ? await vm.evidence() : undefined;
+  if (options.evidence) await vm.resume();
   const exit = await vm.exited;
   process.stdin.destroy(); // else a terminal's or pipe's open end keeps this process waiting
   const printed = await output;
@@ -44,6 +45,7 @@ function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions 
   return {
     args: [...args],
     signal,
+    startPaused: options.evidence, // a guest may have ended before anybody has looked at its jail
     ...(guest !== undefined && { guest, name: basename(guest) }),
     ...(memoryMib !== undefined && { memoryMib }),
     ...(cpl !== undefined && { cpl }),

@@ -12,6 +12,7 @@ export const planFormat = {
   slots: 24,
   noSlot: 0xffffffff,
   maxSteps: 96,
+  maxSize: 1 << 20,
   operations: {
     execLabel: 1,
     socketLabel: 2,
@@ -49,6 +50,11 @@ export const planFormat = {
   pools: { net: 1, user: 2 },
   socketTypes: { stream: 1, seqpacket: 5 },
 } as const;
+
+/** Further bounds of native/jail/plan.cpp, which refuses what goes beyond as this file does. */
+const maxDescriptorNumber = 1023;
+const maxStrings = 512;
+const maxInstructions = 4096;
 
 /** A plan as the launcher takes it. */
 export interface EncodedPlan {
@@ -99,9 +105,11 @@ export function encodePlan(plan: Plan): EncodedPlan {
   header.u64(BigInt(flagsOf(plan.clone)));
   header.u32(plan.check.reduce((bits, check) => bits | planFormat.checks[check], 0));
   header.u32(0);
-  
+
+  const bytes = Buffer.concat([header.bytes(), writer.bytes()]);
+  if (bytes.length > planFormat.maxSize) throw refused(`at most ${planFormat.maxSize} bytes`);
   return {
-    bytes: Buffer.concat([header.bytes(), writer.bytes()]),
+    bytes,
     launcherSteps,
     steps: plan.steps.map((step) => step.op),
     given: plan.descriptors,
@@ -166,6 +174,11 @@ function encodeStep(to: Writer, step: Step, slots: Slots): void {
       const pairs = Object.entries(step.map)
         .flatMap(([name, numbers]) => [numbers].flat().map((number) => ({ slot: slots.of(name), number })))
         .sort((left, right) => left.number - right.number);
+      if (pairs.length > planFormat.slots) throw refused(`at most ${planFormat.slots} descriptors`);
+      for (const [index, { number }] of pairs.entries()) {
+        if (number > maxDescriptorNumber) throw refused(`descriptor numbers up to ${maxDescriptorNumber}`);
+        if (number === pairs[index - 1]?.number) throw refused(`one descriptor at number ${number}, not two`);
+      }
       to.u32(pairs.length);
       to.u32(0);
       for (const { slot, number } of pairs) {
@@ -175,6 +188,8 @@ function encodeStep(to: Writer, step: Step, slots: Slots): void {
       return;
     }
     case 'ids':
+      // To the kernel this number means: leave it as it is.
+      if (step.uid === 0xffffffff || step.gid === 0xffffffff) throw refused('ids below 4294967295');
       to.u32(step.uid);
       to.u32(step.gid);
       to.u32(step.clearGroups ? 1 : 0);
@@ -188,7 +203,9 @@ function encodeStep(to: Writer, step: Step, slots: Slots): void {
     case 'parentDeath':
       return to.u64(BigInt(step.signal));
     case 'seccomp':
-      if (step.program.length === 0 || step.program.length % 8 !== 0) throw refused('a seccomp program of 8-byte instructions');
+      if (step.program.length === 0 || step.program.length % 8 !== 0 || step.program.length > maxInstructions * 8) {
+        throw refused(`a seccomp program of 1 to ${maxInstructions} 8-byte instructions`);
+      }
       to.u32(step.flags);
       to.u32(step.program.length / 8);
       return to.raw(step.program);
@@ -196,6 +213,9 @@ function encodeStep(to: Writer, step: Step, slots: Slots): void {
       to.u32(step.mask);
       return to.u32(0);
     case 'exec':
+      if (step.args.length === 0 || step.args.length > maxStrings || step.env.length > maxStrings) {
+        throw refused(`1 to ${maxStrings} arguments and up to ${maxStrings} variables`);
+      }
       to.u32(step.args.length);
       to.u32(step.env.length);
       return to.strings(step.path, ...step.args, ...step.env);
@@ -211,7 +231,10 @@ function encodeStep(to: Writer, step: Step, slots: Slots): void {
 }
 
 function flagsOf(kinds: readonly (keyof typeof namespaceFlags)[]): number {
-  return kinds.reduce((flags, kind) => flags | namespaceFlags[kind], 0);
+  return kinds.reduce((flags, kind) => {
+    if (namespaceFlags[kind] === undefined) throw refused(`kinds of namespaces, not '${kind}'`);
+    return flags | namespaceFlags[kind];
+  }, 0);
 }
 
 function refused(expected: string): CasemateError {
@@ -254,13 +277,15 @@ class Writer {
   }
 
   u32(value: number): void {
+    if (!Number.isInteger(value) || value < 0 || value > 0xffffffff) throw refused(`32-bit numbers, not ${value}`);
     const at = this.#room(4);
-    this.#bytes.writeUInt32LE(value >>> 0, at);
+    this.#bytes.writeUInt32LE(value, at);
   }
 
   u64(value: bigint): void {
+    if (value !== BigInt.asUintN(64, value)) throw refused(`64-bit numbers, not ${value}`);
     const at = this.#room(8);
-    this.#bytes.writeBigUInt64LE(BigInt.asUintN(64, value), at);
+    this.#bytes.writeBigUInt64LE(value, at);
   }
 
   raw(bytes: Uint8Array): void {

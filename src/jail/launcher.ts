@@ -1,6 +1,6 @@
 import { closeSync, constants, mkdirSync, openSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { CasemateError, isSystemError, type SystemErrorCause } from '../errors.js';
+import { CasemateError, type ErrorCode, isSystemError, type SystemErrorCause } from '../errors.js';
 import { readCaller } from '../host.js';
 import { builtFile, native } from '../native.js';
 import type { EncodedPlan } from './encode.js';
@@ -197,12 +197,20 @@ export function launchError(outcome: LaunchOutcome): CasemateError {
   }
   if (stage === 'prepare' || (step === 'pooled' && error !== undefined)) return namespaceError(step ?? stage, error);
   const name = step ?? stage;
-  return new CasemateError('ERR_CASEMATE_LAUNCH_STEP', `Launch step ${name} failed: ${error?.message ?? 'unknown'}`, {
+  return new CasemateError(codes[name] ?? 'ERR_CASEMATE_LAUNCH_STEP', `Launch step ${name} failed: ${error?.message ?? 'unknown'}`, {
     step: name,
     remedy: remedies[name] ?? 'Run `casemate doctor` to see what this host lacks.',
     cause: error,
   });
 }
+
+/** Steps whose failure says that this host has no such layer. */
+const codes: Readonly<Record<string, ErrorCode>> = {
+  keyring: 'ERR_CASEMATE_LAYER_UNAVAILABLE',
+  coreScheduling: 'ERR_CASEMATE_LAYER_UNAVAILABLE',
+  execLabel: 'ERR_CASEMATE_SELINUX',
+  socketLabel: 'ERR_CASEMATE_SELINUX',
+};
 
 const remedies: Readonly<Record<string, string>> = {
   clone: 'Namespaces of some kind cannot be made here: see /proc/sys/user/max_*_namespaces and `casemate doctor`.',

@@ -6,6 +6,8 @@ export interface JailBinding {
   Child: NativeChildConstructor;
   /** The kernel's Landlock ABI, 0 where it has none. */
   landlockAbi(): number;
+  /** Rules: [number], or [number, argument, ...values]. Null where they do not make a filter. */
+  compileSeccomp(rules: readonly (readonly number[])[], refused: number): Uint8Array | null;
   /** Runs the child steps of a plan on a thread of its own; `keep` are names of /proc/<pid>/ns. */
   runSteps(
     plan: Uint8Array,

@@ -69,7 +69,7 @@ const apicBusKhz = 1_000_000;
  *
  * The entries given stay as they are.
  *
- * @throws {@link CasemateError} `ERR_CASEMATE_INVALID_OPTION`
+ * @throws CasemateError `ERR_CASEMATE_INVALID_OPTION`
  */
 export function guestCpuid(entries: readonly CpuidEntry[], options: GuestCpuidOptions): CpuidEntry[] {
   object('options', options, ['vcpu', 'vcpus', 'tscKhz', 'tscDeadline']);
@@ -145,7 +145,11 @@ export function guestCpuid(entries: readonly CpuidEntry[], options: GuestCpuidOp
       ecx: (type << 8) | index,
       edx: vcpu,
     });
-    adjusted.push(topology(0, 0, 1, 1 /* threads */), topology(1, apicIdBits, vcpus, 2 /* cores */), topology(2, 0, 0, 0));
+    adjusted.push(
+      topology(0, 0, 1, 1 /* threads */),
+      topology(1, apicIdBits, vcpus, 2 /* cores */),
+      topology(2, 0, 0, 0),
+    );
   }
   if (tscKhz !== undefined) {
     adjusted.push({

@@ -1,4 +1,4 @@
-import { CasemateError, abortError, wrapSystemError } from '../errors.js';
+import { abortError, CasemateError, wrapSystemError } from '../errors.js';
 import { integer, invalid, object } from '../is.js';
 import { native } from '../native.js';
 import { closed, signalOption } from './common.js';
@@ -15,7 +15,7 @@ export class EventFd implements Disposable {
   #handle: EventFdHandle | undefined;
   #waiting = false;
 
-  /** @throws {@link CasemateError} `ERR_CASEMATE_SYSTEM` */
+  /** @throws CasemateError `ERR_CASEMATE_SYSTEM` */
   constructor() {
     this.#handle = wrapSystemError('ERR_CASEMATE_SYSTEM', () => new native.EventFdHandle());
   }
@@ -39,7 +39,7 @@ export class EventFd implements Disposable {
   /**
    * Waits until the counter is not 0, and takes it. Keeps the event loop alive. One wait at a time.
    *
-   * @throws {@link CasemateError} `ERR_CASEMATE_STATE` while another wait is under way, `ERR_CASEMATE_CLOSED`
+   * @throws CasemateError `ERR_CASEMATE_STATE` while another wait is under way, `ERR_CASEMATE_CLOSED`
    *   if the eventfd is closed; an AbortError if `signal` aborts.
    */
   async wait(options: { signal?: AbortSignal } = {}): Promise<bigint> {
@@ -66,6 +66,7 @@ export class EventFd implements Disposable {
     this.#handle = undefined;
   }
 
+  /** {@link EventFd.close}, as the end of a `using` scope. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -42,7 +42,7 @@ export class Kvm implements Disposable, AsyncDisposable {
   /**
    * Opens KVM (open(2), KVM_GET_API_VERSION).
    *
-   * @throws {@link CasemateError} `ERR_CASEMATE_KVM_UNAVAILABLE` where there is none, or what was given is
+   * @throws CasemateError `ERR_CASEMATE_KVM_UNAVAILABLE` where there is none, or what was given is
    *   something else; `ERR_CASEMATE_KVM_FORBIDDEN` where this user may not open it.
    */
   static open(options: KvmOptions = {}): Kvm {
@@ -51,7 +51,9 @@ export class Kvm implements Disposable, AsyncDisposable {
       throw invalid('options.fd', 'either a path or a descriptor, not both', options.fd);
     }
     const source =
-      options.fd === undefined ? string('options.path', options.path ?? '/dev/kvm') : descriptor('options.fd', options.fd);
+      options.fd === undefined
+        ? string('options.path', options.path ?? '/dev/kvm')
+        : descriptor('options.fd', options.fd);
     let handle: KvmHandle | undefined;
     try {
       handle = new native.KvmHandle(source);
@@ -93,12 +95,18 @@ export class Kvm implements Disposable, AsyncDisposable {
 
   /** Indices of the MSRs that a vCPU's state consists of (KVM_GET_MSR_INDEX_LIST). */
   getMsrIndexList(): number[] {
-    return decodeEntries(u32, kvmCall(() => this.#open.getMsrIndexList()));
+    return decodeEntries(
+      u32,
+      kvmCall(() => this.#open.getMsrIndexList()),
+    );
   }
 
   /** Indices of the MSRs that tell features of the host (KVM_GET_MSR_FEATURE_INDEX_LIST). */
   getMsrFeatureIndexList(): number[] {
-    return decodeEntries(u32, kvmCall(() => this.#open.getMsrFeatureIndexList()));
+    return decodeEntries(
+      u32,
+      kvmCall(() => this.#open.getMsrFeatureIndexList()),
+    );
   }
 
   /** Their values (KVM_GET_MSRS of the system). Those that cannot be read are left out. */
@@ -117,10 +125,12 @@ export class Kvm implements Disposable, AsyncDisposable {
     this.#handle = undefined;
   }
 
+  /** {@link Kvm.close}, as the end of a `using` scope. */
   [Symbol.dispose](): void {
     this.close();
   }
 
+  /** {@link Kvm.close}, as the end of an `await using` scope. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.close();
   }

@@ -84,7 +84,8 @@ export function array<T>(element: Layout<T>, length: number): Layout<T[]> {
     alignment: element.alignment,
     read: (view, offset) => Array.from({ length }, (_, i) => element.read(view, offset + i * element.size)),
     write(view, offset, value, name) {
-      if (!Array.isArray(value) || value.length !== length) throw invalid(name, `an array of ${length} elements`, value);
+      if (!Array.isArray(value) || value.length !== length)
+        throw invalid(name, `an array of ${length} elements`, value);
       value.forEach((item, i) => {
         element.write(view, offset + i * element.size, item, `${name}[${i}]`);
       });

@@ -1,3 +1,4 @@
+import { constants } from 'node:buffer';
 import { wrapSystemError } from '../errors.js';
 import { integer, invalid } from '../is.js';
 import { native } from '../native.js';
@@ -20,11 +21,11 @@ export class GuestMemory {
   readonly buffer: ArrayBuffer;
 
   /**
-   * @param sizeBytes - A multiple of 4096.
-   * @throws {@link CasemateError} `ERR_CASEMATE_INVALID_OPTION`; `ERR_CASEMATE_SYSTEM` (mmap)
+   * @param sizeBytes - A multiple of 4096, and no more than this Node's `buffer.constants.MAX_LENGTH`.
+   * @throws CasemateError `ERR_CASEMATE_INVALID_OPTION`; `ERR_CASEMATE_SYSTEM` (mmap)
    */
   constructor(sizeBytes: number) {
-    integer('sizeBytes', sizeBytes, pageSize, 2 ** 40);
+    integer('sizeBytes', sizeBytes, pageSize, constants.MAX_LENGTH);
     if (sizeBytes % pageSize !== 0) throw invalid('sizeBytes', `a multiple of ${pageSize}`, sizeBytes);
     const handle = wrapSystemError('ERR_CASEMATE_SYSTEM', () => new native.MemoryHandle(sizeBytes));
     this.buffer = handle.buffer();

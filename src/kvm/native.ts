@@ -10,7 +10,11 @@ export interface KvmBinding {
   MemoryHandle: new (size: number) => MemoryHandle;
   VmHandle: new (kvm: KvmHandle) => VmHandle;
   /** `exchange`: see exit.ts. */
-  VcpuHandle: new (vm: VmHandle, id: number, exchange: Uint8Array) => VcpuHandle;
+  VcpuHandle: new (
+    vm: VmHandle,
+    id: number,
+    exchange: Uint8Array,
+  ) => VcpuHandle;
   EventFdHandle: new () => EventFdHandle;
 
   /** KVM_GET_SUPPORTED_CPUID of the descriptor of a /dev/kvm: struct kvm_cpuid_entry2, 40 bytes each. */
@@ -89,6 +93,8 @@ export interface VcpuHandle {
   setSregs2(sregs: Uint8Array): void;
   getFpu(fpu: Uint8Array): void;
   setFpu(fpu: Uint8Array): void;
+  /** Of the XSAVE area, in bytes. */
+  readonly xsaveSize: number;
   getXsave(): Uint8Array;
   setXsave(xsave: Uint8Array): void;
   getXcrs(xcrs: Uint8Array): void;

@@ -1,4 +1,4 @@
-import { CasemateError, abortError, isSystemError } from '../errors.js';
+import { abortError, CasemateError, isSystemError } from '../errors.js';
 import { boolean, integer, invalid, object, oneOf } from '../is.js';
 import { native } from '../native.js';
 import { closed, kvmCall, maxU32, signalOption } from './common.js';
@@ -55,7 +55,7 @@ export class Vcpu implements Disposable, AsyncDisposable {
    *
    * Keeps the event loop alive.
    *
-   * @throws {@link CasemateError} `ERR_CASEMATE_STATE` if it runs already; `ERR_CASEMATE_CLOSED` if it is or
+   * @throws CasemateError `ERR_CASEMATE_STATE` if it runs already; `ERR_CASEMATE_CLOSED` if it is or
    *   gets closed; `ERR_CASEMATE_KVM` if the kernel cannot run it; an AbortError if `signal` aborts before
    *   there is an exit.
    */
@@ -187,8 +187,8 @@ export class Vcpu implements Disposable, AsyncDisposable {
 
   /** KVM_SET_XSAVE: an area from `getXsave` of a vCPU with the same features. */
   setXsave(area: Uint8Array): void {
-    if (!(area instanceof Uint8Array)) throw invalid('area', 'a Uint8Array from getXsave()', area);
-    this.#call((vcpu) => vcpu.setXsave(area));
+    const bytes = byteArray('area', area, this.#idle.xsaveSize);
+    this.#call((vcpu) => vcpu.setXsave(bytes));
   }
 
   /** Extended control registers (KVM_GET_XCRS). */
@@ -345,10 +345,12 @@ export class Vcpu implements Disposable, AsyncDisposable {
     this.#onClose();
   }
 
+  /** {@link Vcpu.close}, as the end of a `using` scope. */
   [Symbol.dispose](): void {
     this.close();
   }
 
+  /** {@link Vcpu.close}, as the end of an `await using` scope. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.close();
   }

@@ -41,9 +41,7 @@ export type Irqchip = 'picMaster' | 'picSlave' | 'ioapic';
 const irqchips = ['picMaster', 'picSlave', 'ioapic'] as const satisfies readonly Irqchip[];
 
 /** Where an interrupt by GSI number goes. */
-export type GsiRoute =
-  | { gsi: number; irqchip: Irqchip; pin: number }
-  | { gsi: number; msi: MsiMessage };
+export type GsiRoute = { gsi: number; irqchip: Irqchip; pin: number } | { gsi: number; msi: MsiMessage };
 
 /** A message-signalled interrupt. */
 export interface MsiMessage {
@@ -336,10 +334,12 @@ export class VirtualMachine implements Disposable, AsyncDisposable {
     this.#handle = undefined;
   }
 
+  /** {@link VirtualMachine.close}, as the end of a `using` scope. */
   [Symbol.dispose](): void {
     this.close();
   }
 
+  /** {@link VirtualMachine.close}, as the end of an `await using` scope. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.close();
   }

@@ -105,7 +105,8 @@ function attributeBits(name: string, attributes: readonly MountAttribute[]): num
 }
 
 /**
- * A new filesystem, mounted nowhere yet; fsopen(2), fsconfig(2), fsmount(2). Attach it by {@link steps.moveMount}.
+ * A new filesystem, mounted nowhere yet; fsopen(2), fsconfig(2), fsmount(2). Attach it by the step
+ * `moveMount` of `casemate/jail`.
  *
  * @param type - `'tmpfs'`, `'proc'`...
  * @param options - as mount(8) has them, `{ size: '1m', mode: '0755' }`.

@@ -33,8 +33,8 @@ export type VmExit =
   | {
       readonly reason: 'monitor-crashed';
       readonly signal: NodeJS.Signals | undefined;
-      /** Number of the refused system call (asm/unistd_64.h). */
-      readonly blockedSyscall: number | undefined;
+      /** Name of the system call that was refused to it. */
+      readonly blockedSyscall: string | undefined;
       readonly code: number | undefined;
     };
 
@@ -85,7 +85,7 @@ export function exitOf(event: ExitedEvent): VmExit {
 }
 
 /** The end of a monitor that said nothing. */
-export function crashOf(code: number | null, signal: number | null, blockedSyscall: number | undefined): VmExit {
+export function crashOf(code: number | null, signal: number | null, blockedSyscall: string | undefined): VmExit {
   if (signal === constants.signals.SIGKILL && blockedSyscall === undefined) return { reason: 'killed' };
   const names = Object.entries(constants.signals) as [NodeJS.Signals, number][];
   return {
@@ -119,7 +119,7 @@ export function describeExit(exit: VmExit): string {
     case 'timeout':
       return 'the VM ran out of its time';
     case 'monitor-crashed': {
-      if (exit.blockedSyscall !== undefined) return `the monitor was stopped at system call ${exit.blockedSyscall}`;
+      if (exit.blockedSyscall !== undefined) return `the monitor was stopped at the system call ${exit.blockedSyscall}`;
       const how = exit.signal === undefined ? `with code ${exit.code}` : `by ${exit.signal}`;
       return `the monitor ended ${how} without a word of its guest`;
     }

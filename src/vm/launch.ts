@@ -2,6 +2,7 @@ import { CasemateError, abortError } from '../errors.js';
 import { type EncodedPlan, encodePlan } from '../jail/encode.js';
 import { caller, devNull, type LaunchOutcome, launchError, reaped, runLaunch } from '../jail/launcher.js';
 import { type Jail, monitorPlan } from '../jail/profiles.js';
+import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
 import * as selinux from '../selinux/index.js';
 import { channels } from './channels.js';
@@ -114,7 +115,13 @@ async function awaitDoorbell(
         ? { output: plan.slots.get('ourConsoleOut') as number, input: plan.slots.get('ourConsoleIn') as number }
         : undefined,
       startPaused: options.startPaused,
-      evidence: { jail, rootless: caller().rootless, userId: outcome.userId, descriptors: bornWith(options) },
+      evidence: {
+        jail,
+        rootless: caller().rootless,
+        // What a rootless launcher calls 0, in a user namespace of its own, is the caller.
+        userId: caller().rootless ? caller().uid : outcome.userId,
+        descriptors: bornWith(options),
+      },
     },
     (stamps) => rung(stamps),
   );
@@ -177,7 +184,7 @@ function monitorError(outcome: LaunchOutcome, end: { code: number | null; signal
   }
   const how = end.signal === null ? `with code ${end.code}` : `by signal ${end.signal}`;
   return new CasemateError('ERR_CASEMATE_MONITOR', `The monitor ended ${how} before it was ready`, {
-    step: event?.type === 'blocked' ? `system call ${event.syscall}` : 'monitor',
+    step: event?.type === 'blocked' ? `system call ${syscallName(event.syscall)}` : 'monitor',
     remedy: 'Please report this, with the output of `casemate doctor`.',
     cause: outcome.error,
   });

@@ -3,6 +3,7 @@ import { constants } from 'node:os';
 import type { Duplex } from 'node:stream';
 import { CasemateError } from '../errors.js';
 import type { NativeChild } from '../jail/native.js';
+import { syscallName } from '../jail/syscalls.js';
 import { Console } from './console.js';
 import { type Evidence, type EvidenceRequest, readEvidence } from './evidence.js';
 import { crashOf, exitOf, type VmExit } from './exit.js';
@@ -54,7 +55,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   #ending: VmExit | undefined;
   #guestExit: ExitedEvent | undefined;
   #failure: Extract<MonitorEvent, { type: 'failed' }> | undefined;
-  #blockedSyscall: number | undefined;
+  #blockedSyscall: string | undefined;
   #violation: string | undefined;
   #onDoorbell: ((stamps: BigUint64Array) => void) | undefined;
   /** Calls of pause() and resume() take their turns. */
@@ -210,7 +211,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
         this.#failure = event;
         return;
       case 'blocked':
-        this.#blockedSyscall = event.syscall;
+        this.#blockedSyscall = syscallName(event.syscall);
         return;
       default:
         return this.#violate('a message that is none of the protocol');

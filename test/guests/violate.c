@@ -50,8 +50,8 @@ int main(int argc, char **argv) {
   } else if (is(kind, "exit-code")) {
     CASEMATE_HYPERCALL(CASEMATE_PORT_EXIT, 256);
   } else if (is(kind, "mmio")) { /* at CPL 0, by a page of its own behind RAM */
-    uint64_t *directory = (uint64_t *)0x1fc000;
-    directory[511] = 0xc0000000u | 0x83;
+    volatile uint64_t *directory = (volatile uint64_t *)0x1fc000;
+    directory[511] = 0xc0000000u | 0x87;
     *(volatile uint32_t *)(511ull << 21) = 1;
   }
   return 99;

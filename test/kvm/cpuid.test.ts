@@ -93,7 +93,10 @@ test('AMD tells its number of cores in leaf 0x80000008, where Intel has nothing'
 });
 
 test('what is not offered is not announced', (t) => {
-  const guest = guestCpuid([intel, leaf(0xa, { eax: 5, edx: 3 }), leaf(6, { eax: all, ecx: all })], { vcpu: 0, vcpus: 1 });
+  const guest = guestCpuid([intel, leaf(0xa, { eax: 5, edx: 3 }), leaf(6, { eax: all, ecx: all })], {
+    vcpu: 0,
+    vcpus: 1,
+  });
   t.like(find(guest, 0xa), { eax: 0, ebx: 0, ecx: 0, edx: 0 });
   t.is(find(guest, 6).eax & 0x4002, 0);
   t.is(find(guest, 6).ecx & 8, 0);
@@ -117,7 +120,12 @@ test('the entries given are not changed', (t) => {
 });
 
 test('impossible topologies are refused', (t) => {
-  for (const options of [{ vcpu: 1, vcpus: 1 }, { vcpu: 0, vcpus: 0 }, { vcpu: -1, vcpus: 2 }, { vcpu: 0, vcpus: 1025 }]) {
+  for (const options of [
+    { vcpu: 1, vcpus: 1 },
+    { vcpu: 0, vcpus: 0 },
+    { vcpu: -1, vcpus: 2 },
+    { vcpu: 0, vcpus: 1025 },
+  ]) {
     t.throws(() => guestCpuid([], options), { code: 'ERR_CASEMATE_INVALID_OPTION' });
   }
   t.throws(() => guestCpuid([], { vcpu: 0, vcpus: 1, tscKhz: 0 }), { code: 'ERR_CASEMATE_INVALID_OPTION' });

@@ -2,7 +2,15 @@ import test from 'ava';
 import { Exchange } from '#lib/kvm/exit.js';
 
 /** An exchange buffer as the kernel would leave it: 8, 16, 32 and 64-bit fields by offset. */
-function exchange(reason: number, fields: { u8?: Record<number, number>; u16?: Record<number, number>; u32?: Record<number, number>; u64?: Record<number, bigint> } = {}): Exchange {
+function exchange(
+  reason: number,
+  fields: {
+    u8?: Record<number, number>;
+    u16?: Record<number, number>;
+    u32?: Record<number, number>;
+    u64?: Record<number, bigint>;
+  } = {},
+): Exchange {
   const made = new Exchange();
   const view = new DataView(made.bytes.buffer);
   view.setUint32(8, reason, true);
@@ -75,7 +83,11 @@ test('answers land where the kernel reads them', (t) => {
   t.is(new DataView(msr.bytes.buffer).getBigUint64(48, true), 5n);
   t.is(msr.bytes[32], 1);
 
-  t.like(exchange(30, { u32: { 40: 4, 44: 0x10 }, u64: { 48: 99n } }).read(), { reason: 'wrmsr', cause: 'filter', value: 99n });
+  t.like(exchange(30, { u32: { 40: 4, 44: 0x10 }, u64: { 48: 99n } }).read(), {
+    reason: 'wrmsr',
+    cause: 'filter',
+    value: 99n,
+  });
 
   const call = exchange(3, { u64: { 32: 12n, 40: 1n, 80: 6n }, u32: { 96: 1 } });
   const hypercall = call.read();

@@ -1,5 +1,13 @@
 /** Tiny real-mode guests: at CPL 0 some kinds of KVM emulate each instruction. */
-import { GuestMemory, type IoExit, Kvm, type MemorySlot, type Vcpu, type VcpuExit, type VirtualMachine } from 'casemate/kvm';
+import {
+  GuestMemory,
+  type IoExit,
+  Kvm,
+  type MemorySlot,
+  type Vcpu,
+  type VcpuExit,
+  type VirtualMachine,
+} from 'casemate/kvm';
 
 /** Where guest code starts. */
 export const entry = 0x1000;

@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import ava from 'ava';
 import { EventFd, type Vcpu, type VirtualMachine } from 'casemate/kvm';
 import { requires } from '../helpers/index.js';
+import { requiresCapability } from './capability.js';
 import { type Machine, machine, out, realModeVcpu } from './guests.js';
 
 const test = requires('kvm');
@@ -140,7 +141,7 @@ test('an NMI reaches the guest', async (t) => {
   t.deepEqual(out(await guest.vcpu.run()).data, Uint8Array.of(0x42));
 });
 
-test('the full irqchip takes an interrupt line to the guest', async (t) => {
+requiresCapability('pit2')('the full irqchip takes an interrupt line to the guest', async (t) => {
   await using guest = interruptible((vm) => {
     vm.createIrqchip();
     vm.createPit2({ speakerDummy: true });

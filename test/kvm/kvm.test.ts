@@ -2,8 +2,8 @@ import { closeSync, openSync, readdirSync, readlinkSync } from 'node:fs';
 import test from 'ava';
 import { Capability, GuestMemory, Kvm } from 'casemate/kvm';
 import { CasemateError } from '#lib/errors.js';
-import { native } from '#lib/native.js';
 import { decodeCpuid } from '#lib/kvm/cpuid.js';
+import { native } from '#lib/native.js';
 import { requires } from '../helpers/index.js';
 
 const withKvm = requires('kvm');
@@ -20,7 +20,15 @@ test('a device that is not KVM is a typed error', (t) => {
 });
 
 test('options that cannot be are refused', (t) => {
-  for (const options of [{ path: 1 }, { fd: -1 }, { fd: '3' }, { path: '/dev/kvm', fd: 3 }, { path: 'a\0b' }, { pth: 'x' }, null]) {
+  for (const options of [
+    { path: 1 },
+    { fd: -1 },
+    { fd: '3' },
+    { path: '/dev/kvm', fd: 3 },
+    { path: 'a\0b' },
+    { pth: 'x' },
+    null,
+  ]) {
     t.throws(() => Kvm.open(options as never), { code: 'ERR_CASEMATE_INVALID_OPTION' });
   }
   t.throws(() => Kvm.open({ fd: 0x7fffffff }), { code: 'ERR_CASEMATE_KVM_UNAVAILABLE' });

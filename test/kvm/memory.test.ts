@@ -1,6 +1,7 @@
-import { Capability, dirtyPages, GuestMemory, type VcpuExit } from 'casemate/kvm';
 import ava from 'ava';
+import { Capability, dirtyPages, GuestMemory, type VcpuExit } from 'casemate/kvm';
 import { requires } from '../helpers/index.js';
+import { requiresCapability } from './capability.js';
 import { machine, out, realModeVcpu } from './guests.js';
 
 const test = requires('kvm');
@@ -22,7 +23,7 @@ test('the dirty log shows the pages written, once', async (t) => {
   t.deepEqual([...dirtyPages(guest.vm.getDirtyLog(0))], []);
 });
 
-test('pages stay dirty until cleared, where that was asked for', async (t) => {
+requiresCapability('manualDirtyLogProtect2')('pages stay dirty until cleared, where that was asked for', async (t) => {
   await using guest = machine(writer, {
     size: 128 * 4096,
     slot: { logDirtyPages: true },
@@ -43,8 +44,11 @@ test('pages stay dirty until cleared, where that was asked for', async (t) => {
   });
 });
 
-test('the dirty ring names slot and page of each write', async (t) => {
-  await using guest = machine(writer, { slot: { slot: 3, logDirtyPages: true }, prepare: (vm) => vm.enableDirtyRing(65536) });
+requiresCapability('dirtyLogRing')('the dirty ring names slot and page of each write', async (t) => {
+  await using guest = machine(writer, {
+    slot: { slot: 3, logDirtyPages: true },
+    prepare: (vm) => vm.enableDirtyRing(65536),
+  });
   const vcpu = realModeVcpu(guest);
   t.deepEqual(vcpu.harvestDirtyRing(), []);
   out(await vcpu.run());
@@ -63,7 +67,7 @@ test('a dirty log of a slot without one is a typed error', async (t) => {
   t.throws(() => guest.vm.getDirtyLog(9), { code: 'ERR_CASEMATE_KVM' });
 });
 
-test('writes to a read-only slot are MMIO', async (t) => {
+requiresCapability('readonlyMemory')('writes to a read-only slot are MMIO', async (t) => {
   await using guest = machine(writer, { slot: { readOnly: true } });
   const vcpu = realModeVcpu(guest);
   t.like(await vcpu.run(), { reason: 'mmio', direction: 'write', address: 0x5000 } as Partial<VcpuExit>);

@@ -1,7 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { Capability, type MmioExit } from 'casemate/kvm';
-import { entry, machine, out, realModeVcpu } from './guests.js';
 import { requires } from '../helpers/index.js';
+import { requiresCapability } from './capability.js';
+import { entry, machine, out, realModeVcpu } from './guests.js';
 
 const test = requires('kvm');
 
@@ -65,7 +66,12 @@ test('memory without a slot is MMIO, answered like a port', async (t) => {
   const read = (await vcpu.run()) as MmioExit;
   t.deepEqual(read, { reason: 'mmio', direction: 'read', address: 0x9000, data: Uint8Array.of(0xff, 0xff) });
   read.data.set([0x34, 0x12]);
-  t.deepEqual(await vcpu.run(), { reason: 'mmio', direction: 'write', address: 0x9004, data: Uint8Array.of(0x35, 0x12) });
+  t.deepEqual(await vcpu.run(), {
+    reason: 'mmio',
+    direction: 'write',
+    address: 0x9004,
+    data: Uint8Array.of(0x35, 0x12),
+  });
   t.deepEqual(await vcpu.run(), { reason: 'hlt' });
 });
 
@@ -160,7 +166,10 @@ test('two vCPUs run at the same time on the same memory', async (t) => {
   t.is(vcpus[1].getMpState(), 'uninitialized');
   vcpus[1].setMpState('runnable');
   const exits = await Promise.all(vcpus.map((vcpu) => vcpu.run()));
-  t.deepEqual(exits.map((exit) => out(exit).port), [0x10, 0x11]);
+  t.deepEqual(
+    exits.map((exit) => out(exit).port),
+    [0x10, 0x11],
+  );
 });
 
 test('an application processor waits for its start-up interrupt until interrupted', async (t) => {
@@ -174,7 +183,7 @@ test('an application processor waits for its start-up interrupt until interrupte
   t.deepEqual(await run, { reason: 'intr' });
 });
 
-test('MSRs that KVM does not know come to us, if asked for', async (t) => {
+requiresCapability('userSpaceMsr')('MSRs that KVM does not know come to us, if asked for', async (t) => {
   await using guest = machine(
     // mov ecx, 0x12345678; rdmsr; out 0x10, al; inc eax; wrmsr; hlt
     [0x66, 0xb9, 0x78, 0x56, 0x34, 0x12, 0x0f, 0x32, 0xe6, 0x10, 0x66, 0x40, 0x0f, 0x30, 0xf4],
@@ -189,7 +198,7 @@ test('MSRs that KVM does not know come to us, if asked for', async (t) => {
   t.deepEqual(await vcpu.run(), { reason: 'hlt' });
 });
 
-test('a single step is a debug exit', async (t) => {
+requiresCapability('setGuestDebug')('a single step is a debug exit', async (t) => {
   await using guest = machine([0x40, 0x40, 0xf4]); // inc ax; inc ax; hlt
   const vcpu = realModeVcpu(guest);
   const debugreg = Array.from({ length: 8 }, () => 0n);

@@ -1,0 +1,548 @@
+import test from 'ava';
+import { steps } from 'casemate/jail';
+import { encodePlan, planFormat } from '#lib/jail/encode.js';
+import { type Check, namespaceFlags, type NamespaceKind, type Plan, rlimitResources, type Step } from '#lib/jail/steps.js';
+import { bare, decodeEvent, encodeConfiguration, type MonitorEvent, type SetupStep, stampNames, wire } from '#lib/vm/wire.js';
+import { requires } from '../helpers/index.js';
+import { tellsOf } from '../helpers/node.js';
+import { printed } from '../helpers/programs.js';
+
+const withCompiler = requires('gcc');
+
+let numbers: Readonly<Record<string, number>> | undefined;
+
+/** A constant, size or offset as the compiler has it. */
+function c(name: string): number {
+  numbers ??= JSON.parse(printed('format')) as Record<string, number>;
+  const value = numbers[name];
+  if (value === undefined) throw new Error(`test/programs/format.cpp does not print ${name}`);
+  return value;
+}
+
+const constants = (names: Readonly<Record<string, string>>, prefix = 'CASEMATE_') =>
+  Object.fromEntries(Object.entries(names).map(([name, constant]) => [name, c(prefix + constant)]));
+
+const operations: Record<Step['op'], string> = {
+  execLabel: 'EXEC_LABEL',
+  socketLabel: 'SOCKET_LABEL',
+  socketPair: 'SOCKET_PAIR',
+  pooled: 'POOLED',
+  setns: 'SETNS',
+  unshare: 'UNSHARE',
+  mount: 'MOUNT',
+  umount: 'UMOUNT',
+  pivotRoot: 'PIVOT_ROOT',
+  mountSetattr: 'MOUNT_SETATTR',
+  moveMount: 'MOVE_MOUNT',
+  mkdir: 'MKDIR',
+  chdir: 'CHDIR',
+  checkCwd: 'CHECK_CWD',
+  hostname: 'HOSTNAME',
+  domainname: 'DOMAINNAME',
+  rlimit: 'RLIMIT',
+  session: 'SESSION',
+  keyring: 'KEYRING',
+  coreScheduling: 'CORE_SCHED',
+  descriptors: 'DESCRIPTORS',
+  ids: 'IDS',
+  dropBounding: 'BOUNDING',
+  capabilities: 'CAPABILITIES',
+  securebits: 'SECUREBITS',
+  noNewPrivs: 'NO_NEW_PRIVS',
+  landlock: 'LANDLOCK',
+  seccomp: 'SECCOMP',
+  parentDeath: 'PARENT_DEATH',
+  umask: 'UMASK',
+  exec: 'EXEC',
+};
+
+const namespaceConstants: Record<NamespaceKind, string> = {
+  mnt: 'NEWNS',
+  cgroup: 'NEWCGROUP',
+  uts: 'NEWUTS',
+  ipc: 'NEWIPC',
+  user: 'NEWUSER',
+  pid: 'NEWPID',
+  net: 'NEWNET',
+  time: 'NEWTIME',
+};
+
+const checks: Record<Check, string> = {
+  ids: 'IDS',
+  capabilities: 'CAPABILITIES',
+  noNewPrivs: 'NO_NEW_PRIVS',
+  seccomp: 'SECCOMP',
+  label: 'LABEL',
+};
+
+withCompiler('the numbers of a launch plan are those of native/jail/plan.h and of the kernel', (t) => {
+  t.is<number, number>(planFormat.magic, c('CASEMATE_PLAN_MAGIC'));
+  t.is<number, number>(planFormat.version, c('CASEMATE_PLAN_VERSION'));
+  t.is<number, number>(planFormat.headerSize, c('sizeof casemate_plan'));
+  t.is<number, number>(planFormat.slots, c('CASEMATE_SLOTS'));
+  t.is<number, number>(planFormat.noSlot, c('CASEMATE_NO_SLOT'));
+  t.is<number, number>(planFormat.maxSteps, c('CASEMATE_PLAN_MAX_STEPS'));
+  t.is<number, number>(planFormat.maxSize, c('CASEMATE_PLAN_MAX_SIZE'));
+  t.deepEqual<object, object>(planFormat.operations, constants(operations, 'CASEMATE_OP_'));
+  t.deepEqual<object, object>(planFormat.checks, constants(checks, 'CASEMATE_CHECK_'));
+  t.deepEqual<object, object>(planFormat.pools, constants({ net: 'NET', user: 'USER' }, 'CASEMATE_POOL_'));
+  t.deepEqual<object, object>(planFormat.socketTypes, constants({ stream: 'STREAM', seqpacket: 'SEQPACKET' }, 'SOCK_'));
+  t.deepEqual<object, object>(namespaceFlags, constants(namespaceConstants, 'CLONE_'));
+  const limits = Object.fromEntries(Object.keys(rlimitResources).map((name) => [name, c(`RLIMIT_${name.toUpperCase()}`)]));
+  t.deepEqual<object, object>(rlimitResources, limits);
+});
+
+/** A plan of one child step, and what stands in it at the places of plan.h. */
+function encodedStep(step: Step, descriptors: readonly string[] = []) {
+  const bytes = Buffer.from(encodePlan({ clone: [], descriptors, steps: [step], check: [] }).bytes);
+  const at = c('sizeof casemate_plan');
+  return {
+    size: bytes.readUInt32LE(at + c('casemate_step.size')),
+    u32: (field: string) => bytes.readUInt32LE(at + c(field)),
+    u64: (field: string) => bytes.readBigUInt64LE(at + c(field)),
+    after: (struct: string) => bytes.subarray(at + c(`sizeof ${struct}`)),
+  };
+}
+
+const padded = (size: number) => Math.ceil(size / 8) * 8;
+
+withCompiler('the head of a plan is struct casemate_plan', (t) => {
+  const plan = encodePlan({
+    clone: ['net', 'time'],
+    descriptors: ['one', 'two'],
+    cgroup: 'two',
+    steps: [steps.socketPair('stream', 'theirs', 'ours'), steps.session(), steps.exec('/program')],
+    check: ['ids', 'label'],
+  });
+  const bytes = Buffer.from(plan.bytes);
+  const u32 = (field: string) => bytes.readUInt32LE(c(`casemate_plan.${field}`));
+  t.is(u32('magic'), c('CASEMATE_PLAN_MAGIC'));
+  t.is(u32('version'), c('CASEMATE_PLAN_VERSION'));
+  t.is(u32('size'), bytes.length);
+  t.is(u32('launcher_steps'), 1);
+  t.is(u32('child_steps'), 2);
+  t.is(u32('cgroup_slot'), 1);
+  t.is(bytes.readBigUInt64LE(c('casemate_plan.clone_flags')), BigInt(c('CLONE_NEWNET') + c('CLONE_NEWTIME')));
+  t.is(u32('check'), c('CASEMATE_CHECK_IDS') + c('CASEMATE_CHECK_LABEL'));
+  t.is(u32('reserved'), 0);
+  t.deepEqual([...plan.slots], [['one', 0], ['two', 1], ['theirs', 2], ['ours', 3]]);
+  t.is(Buffer.from(encodePlan({ clone: [], descriptors: [], steps: [], check: [] }).bytes).readUInt32LE(c('casemate_plan.cgroup_slot')), c('CASEMATE_NO_SLOT'));
+});
+
+withCompiler('every step is laid out as its struct in plan.h', (t) => {
+  const text = encodedStep(steps.hostname('höst'));
+  t.is(text.u32('casemate_step.op'), c('CASEMATE_OP_HOSTNAME'));
+  t.is(text.u32('casemate_text.length'), 5, 'in bytes');
+  t.is(text.after('casemate_text').toString('utf8', 0, 6), 'höst\0');
+  t.is(text.size, padded(c('sizeof casemate_text') + 6));
+
+  const pair = encodedStep(steps.socketPair('seqpacket', 'theirs', 'ours'), ['first']);
+  t.is(pair.u32('casemate_socket_pair.type'), c('SOCK_SEQPACKET'));
+  t.is(pair.u32('casemate_socket_pair.child_slot'), 1);
+  t.is(pair.u32('casemate_socket_pair.parent_slot'), 2);
+  t.is(pair.size, c('sizeof casemate_socket_pair'));
+
+  const user = encodedStep(steps.pooled('user', 'space', 'lease'), ['first']);
+  t.is(user.u32('casemate_pooled.pool'), c('CASEMATE_POOL_USER'));
+  t.is(user.u32('casemate_pooled.slot'), 1);
+  t.is(user.u32('casemate_pooled.lease_slot'), 2);
+  t.is(user.size, c('sizeof casemate_pooled'));
+  t.is(encodedStep(steps.pooled('net', 'space')).u32('casemate_pooled.lease_slot'), c('CASEMATE_NO_SLOT'));
+
+  const setns = encodedStep(steps.setns('b', 'ipc'), ['a', 'b']);
+  t.is(setns.u32('casemate_setns.slot'), 1);
+  t.is(setns.u32('casemate_setns.type'), c('CLONE_NEWIPC'));
+  t.is(setns.size, c('sizeof casemate_setns'));
+
+  const unshare = encodedStep(steps.unshare('uts', 'mnt'));
+  t.is(unshare.u64('casemate_flags.flags'), BigInt(c('CLONE_NEWUTS') + c('CLONE_NEWNS')));
+  t.is(encodedStep(steps.securebits(0xef)).u64('casemate_flags.flags'), 0xefn);
+  t.is(encodedStep(steps.parentDeath(9)).u64('casemate_flags.flags'), 9n);
+  const umount = encodedStep(steps.umount('/x', 2));
+  t.is(umount.u64('casemate_flags.flags'), 2n);
+  t.is(umount.after('casemate_flags').toString('latin1', 0, 3), '/x\0');
+
+  const mount = encodedStep(steps.mount({ source: 's', target: 't', type: 'y', flags: 0x1234, data: 'd' }));
+  t.is(mount.u64('casemate_mount.flags'), 0x1234n);
+  t.is(mount.after('casemate_mount').toString('latin1', 0, 8), 's\0t\0y\0d\0');
+
+  for (const step of [steps.pivotRoot('/p'), steps.chdir('/p')]) {
+    t.is(encodedStep(step).after('casemate_none').toString('latin1', 0, 3), '/p\0');
+  }
+
+  const setattr = encodedStep(steps.mountSetattr({ target: '/m', set: 1, clear: 2, propagation: 3, recursive: true }));
+  t.is(setattr.u64('casemate_mount_setattr.set'), 1n);
+  t.is(setattr.u64('casemate_mount_setattr.clear'), 2n);
+  t.is(setattr.u64('casemate_mount_setattr.propagation'), 3n);
+  t.is(setattr.u32('casemate_mount_setattr.recursive'), 1);
+  t.is(setattr.after('casemate_mount_setattr').toString('latin1', 0, 3), '/m\0');
+
+  const move = encodedStep(steps.moveMount('b', '/m'), ['a', 'b']);
+  t.is(move.u32('casemate_move_mount.slot'), 1);
+  t.is(move.after('casemate_move_mount').toString('latin1', 0, 3), '/m\0');
+
+  const mkdir = encodedStep(steps.mkdir('/d', 0o710));
+  t.is(mkdir.u32('casemate_mode.mode'), 0o710);
+  t.is(mkdir.after('casemate_mode').toString('latin1', 0, 3), '/d\0');
+  t.is(encodedStep(steps.umask(0o27)).u32('casemate_mode.mode'), 0o27);
+
+  const rlimit = encodedStep(steps.rlimit('memlock', 7n, 5n));
+  t.is(rlimit.u32('casemate_rlimit.resource'), c('RLIMIT_MEMLOCK'));
+  t.is(rlimit.u64('casemate_rlimit.soft'), 5n);
+  t.is(rlimit.u64('casemate_rlimit.hard'), 7n);
+  t.is(rlimit.size, c('sizeof casemate_rlimit'));
+
+  const list = encodedStep(steps.descriptors({ a: [9, 3], b: 5 }), ['a', 'b']);
+  t.is(list.u32('casemate_descriptors.count'), 3);
+  const entry = c('sizeof casemate_descriptor');
+  const pairs = [0, 1, 2].map((index) => {
+    const bytes = list.after('casemate_descriptors').subarray(index * entry);
+    return [bytes.readUInt32LE(c('casemate_descriptor.slot')), bytes.readUInt32LE(c('casemate_descriptor.number'))];
+  });
+  t.deepEqual(pairs, [[0, 3], [1, 5], [0, 9]], 'ascending by number');
+
+  const ids = encodedStep(steps.ids(1, 2, false));
+  t.is(ids.u32('casemate_ids.uid'), 1);
+  t.is(ids.u32('casemate_ids.gid'), 2);
+  t.is(ids.u32('casemate_ids.clear_groups'), 0);
+  t.is(encodedStep(steps.ids(1, 2)).u32('casemate_ids.clear_groups'), 1);
+
+  const sets = encodedStep(steps.capabilities(1n << 40n, (1n << 40n) | 2n, 4n));
+  t.is(sets.u64('casemate_capabilities.effective'), 1n << 40n);
+  t.is(sets.u64('casemate_capabilities.permitted'), (1n << 40n) | 2n);
+  t.is(sets.u64('casemate_capabilities.inheritable'), 4n);
+
+  const filter = encodedStep(steps.seccomp(Uint8Array.from({ length: 16 }, (_, i) => i), 4));
+  t.is(filter.u32('casemate_seccomp.flags'), 4);
+  t.is(filter.u32('casemate_seccomp.count'), 2);
+  t.deepEqual([...filter.after('casemate_seccomp').subarray(0, 16)], Array.from({ length: 16 }, (_, i) => i));
+
+  const exec = encodedStep(steps.exec('/e', ['a', 'b'], ['K=v']));
+  t.is(exec.u32('casemate_exec.argument_count'), 2);
+  t.is(exec.u32('casemate_exec.environment_count'), 1);
+  t.is(exec.after('casemate_exec').toString('latin1', 0, 11), '/e\0a\0b\0K=v\0');
+
+  const bareSteps = [steps.checkCwd(), steps.session(), steps.keyring(), steps.coreScheduling(), steps.dropBounding()];
+  for (const step of [...bareSteps, steps.noNewPrivs(), steps.landlock()]) {
+    t.is(encodedStep(step).size, c('sizeof casemate_none'), step.op);
+  }
+});
+
+const setupSteps: Record<SetupStep, string> = {
+  configure: 'CONFIGURE',
+  descriptors: 'DESCRIPTORS',
+  jail: 'JAIL',
+  createVm: 'VM',
+  memory: 'MEMORY',
+  irqchip: 'IRQCHIP',
+  vcpu: 'VCPU',
+  guest: 'GUEST',
+};
+
+withCompiler('the numbers of the control protocol are those of native/vmm/wire.h', (t) => {
+  t.is<number, number>(wire.magic, c('CASEMATE_WIRE_MAGIC'));
+  t.is<number, number>(wire.version, c('CASEMATE_WIRE_VERSION'));
+  const fds = { control: 'CONTROL', kvm: 'KVM', guest: 'GUEST', input: 'INPUT', lease: 'LEASE' };
+  const consoles = { consoleOut: 'CONSOLE_OUT', consoleIn: 'CONSOLE_IN' };
+  t.deepEqual<object, object>(wire.descriptors, constants({ ...fds, ...consoles }, 'CASEMATE_FD_'));
+  t.is(Math.max(...Object.values(wire.descriptors)) + 1, c('CASEMATE_FD_END'));
+  const commands = { configure: 'CONFIGURE', run: 'RUN', pause: 'PAUSE', resume: 'RESUME' };
+  t.deepEqual<object, object>(wire.commands, constants(commands, 'CASEMATE_COMMAND_'));
+  t.deepEqual<object, object>(wire.formats, constants({ auto: 'AUTO', elf: 'ELF', flat: 'FLAT' }, 'CASEMATE_IMAGE_'));
+  const flags = { console: 'CONSOLE', input: 'INPUT', lease: 'LEASE', landlock: 'LANDLOCK', seccomp: 'SECCOMP' };
+  const others = { noNewPrivs: 'NO_NEW_PRIVS', parentDeath: 'PARENT_DEATH', paused: 'PAUSED' };
+  t.deepEqual<object, object>(wire.flags, constants({ ...flags, ...others }, 'CASEMATE_CONFIGURE_'));
+  const events = { jailed: 'JAILED', doorbell: 'DOORBELL', paused: 'PAUSED', resumed: 'RESUMED', exited: 'EXITED' };
+  t.deepEqual<object, object>(wire.events, constants({ ...events, failed: 'FAILED', blocked: 'BLOCKED' }, 'CASEMATE_EVENT_'));
+  const exits = { guest: 'GUEST', fault: 'FAULT', shutdown: 'SHUTDOWN', internal: 'INTERNAL', protocol: 'PROTOCOL' };
+  t.deepEqual<object, object>(wire.exits, constants({ ...exits, host: 'HOST' }, 'CASEMATE_EXIT_'));
+  const sizes = Object.keys(wire.sizes).map((name) => [name, c(`sizeof casemate_${name}`)]);
+  t.deepEqual<object, object>(wire.sizes, Object.fromEntries(sizes));
+  t.is<number, number>(wire.configureSize, c('sizeof casemate_configure'));
+  t.is<number, number>(wire.maxCpuid, c('CASEMATE_MAX_CPUID'));
+  t.is<number, number>(wire.maxArgumentsSize, c('CASEMATE_MAX_ARGUMENTS_SIZE'));
+  t.true(wire.configureSize + wire.maxCpuid * 40 + wire.maxArgumentsSize <= c('CASEMATE_MAX_MESSAGE'));
+  const stamps = ['MAIN', 'CONFIGURED', 'JAILED', 'VM', 'MEMORY', 'IRQCHIP', 'VCPU', 'CONFINED', 'LOADED', 'RUN', 'DOORBELL'];
+  t.deepEqual(stamps.map((name) => c(`CASEMATE_STAMP_${name}`)), [...stampNames.keys()]);
+  t.is<number, number>(stampNames.length, c('CASEMATE_STAMP_COUNT'));
+});
+
+withCompiler('a configuration is struct casemate_configure', (t) => {
+  const cpuid = Uint8Array.from({ length: 80 }, (_, i) => i);
+  const args = ['guest', 'ü'];
+  const encoded = encodeConfiguration({ memorySize: 0x1_0020_0000, flags: 21, format: 'flat', cpl: 3, cpuid, args });
+  const bytes = Buffer.from(encoded);
+  const u32 = (field: string) => bytes.readUInt32LE(c(field));
+  t.is(u32('casemate_command.type'), c('CASEMATE_COMMAND_CONFIGURE'));
+  t.is(u32('casemate_command.size'), bytes.length);
+  t.is(u32('casemate_configure.magic'), c('CASEMATE_WIRE_MAGIC'));
+  t.is(u32('casemate_configure.version'), c('CASEMATE_WIRE_VERSION'));
+  t.is(bytes.readBigUInt64LE(c('casemate_configure.memory_size')), 0x1_0020_0000n);
+  t.is(u32('casemate_configure.flags'), 21);
+  t.is(u32('casemate_configure.format'), c('CASEMATE_IMAGE_FLAT'));
+  t.is(u32('casemate_configure.vcpu_count'), 1);
+  t.is(u32('casemate_configure.cpl'), 3);
+  t.is(u32('casemate_configure.cpuid_count'), 2);
+  t.is(u32('casemate_configure.argument_count'), 2);
+  t.is(u32('casemate_configure.arguments_size'), 9);
+  const size = c('sizeof casemate_configure');
+  t.deepEqual(bytes.subarray(size, size + 80), Buffer.from(cpuid));
+  t.is(bytes.toString('utf8', size + 80), 'guest\0ü\0');
+  const command = Buffer.from(bare(wire.commands.pause));
+  t.is(command.length, c('sizeof casemate_command'));
+  t.is(command.readUInt32LE(c('casemate_command.type')), c('CASEMATE_COMMAND_PAUSE'));
+  t.is(command.readUInt32LE(c('casemate_command.size')), 8);
+});
+
+/** A monitor's message, with values at the places of wire.h. */
+function message(struct: string, type: string, fields: Readonly<Record<string, number | bigint>> = {}): Buffer {
+  const bytes = Buffer.alloc(c(`sizeof casemate_${struct}`));
+  bytes.writeUInt32LE(c(`CASEMATE_EVENT_${type}`), c('casemate_event.type'));
+  bytes.writeUInt32LE(bytes.length, c('casemate_event.size'));
+  for (const [name, value] of Object.entries(fields)) {
+    const at = c(`casemate_${struct}.${name}`);
+    if (typeof value === 'bigint') bytes.writeBigUInt64LE(value, at);
+    else bytes.writeUInt32LE(value, at);
+  }
+  return bytes;
+}
+
+const decoded = (bytes: Buffer): MonitorEvent | undefined => decodeEvent(bytes, bytes.length);
+
+withCompiler("a monitor's messages are read as the structs of wire.h", (t) => {
+  for (const type of ['JAILED', 'PAUSED', 'RESUMED']) {
+    t.deepEqual<unknown, unknown>(decoded(message('event', type)), { type: type.toLowerCase() });
+  }
+  const doorbell = message('doorbell', 'DOORBELL');
+  const stamps = stampNames.map((_, index) => BigInt(1000 + index));
+  stamps.forEach((stamp, index) => doorbell.writeBigUInt64LE(stamp, c('casemate_doorbell.stamps') + 8 * index));
+  t.deepEqual(decoded(doorbell), { type: 'doorbell', stamps: BigUint64Array.from(stamps) });
+
+  const fields = { vector: 14, error_code: 6, address: 0xdead0000n, at: 99n, has_registers: 1 };
+  const fault = message('exited', 'EXITED', { reason: c('CASEMATE_EXIT_FAULT'), code: 1, ...fields });
+  const names = ['rax', 'rbx', 'rcx', 'rdx', 'rsi', 'rdi', 'rsp', 'rbp', 'r8', 'r9', 'r10', 'r11', 'r12', 'r13', 'r14', 'r15'];
+  names.push('rip', 'rflags', 'cr0', 'cr2', 'cr3', 'cr4', 'efer');
+  t.is(c('sizeof casemate_registers'), names.length * 8);
+  for (const [index, name] of names.entries()) {
+    const at = c('casemate_exited.registers') + c(`casemate_registers.${name}`);
+    fault.writeBigUInt64LE(BigInt(index + 7), at);
+  }
+  t.deepEqual<unknown, unknown>(decoded(fault), {
+    type: 'exited',
+    reason: 'fault',
+    code: 1,
+    vector: 14,
+    errorCode: 6,
+    address: 0xdead0000n,
+    at: 99n,
+    registers: Object.fromEntries(names.map((name, index) => [name, BigInt(index + 7)])),
+  });
+
+  for (const [step, constant] of Object.entries(setupSteps)) {
+    const failed = message('failed', 'FAILED', { step: c(`CASEMATE_SETUP_${constant}`), error: 22, detail: 0 });
+    failed.write('ioctl(KVM_RUN)\0', c('casemate_failed.call'));
+    t.deepEqual<unknown, unknown>(decoded(failed), {
+      type: 'failed',
+      step,
+      errno: 22,
+      call: 'ioctl(KVM_RUN)',
+      detail: 0,
+      image: undefined,
+    });
+  }
+  const images: Record<string, RegExp> = {
+    TRUNCATED: /shorter/,
+    NOT_X86_64: /x86-64/,
+    NOT_STATIC: /static/,
+    BAD_HEADER: /headers/,
+    BAD_SEGMENT: /segment.*overlaps/,
+    OUTSIDE_RAM: /segment.*outside/,
+    BAD_ENTRY: /entry/,
+    EMPTY: /empty/,
+    INPUT_TOO_BIG: /do not fit/,
+  };
+  for (const [constant, words] of Object.entries(images)) {
+    const detail = c(`CASEMATE_IMAGE_${constant}`);
+    const event = decoded(message('failed', 'FAILED', { step: c('CASEMATE_SETUP_GUEST'), detail }));
+    t.regex(event?.type === 'failed' ? String(event.image) : '', words);
+  }
+
+  const blocked = message('blocked', 'BLOCKED', { number: 41, arch: 0xc000003e, argument: 1n << 40n });
+  t.deepEqual(decoded(blocked), { type: 'blocked', syscall: 41, arch: 0xc000003e, argument: 1n << 40n });
+});
+
+withCompiler('a message that is not one of the protocol is none at all', (t) => {
+  const good = {
+    doorbell: message('doorbell', 'DOORBELL'),
+    exited: message('exited', 'EXITED', { reason: c('CASEMATE_EXIT_GUEST') }),
+    failed: message('failed', 'FAILED', { step: c('CASEMATE_SETUP_VM') }),
+    blocked: message('blocked', 'BLOCKED'),
+    paused: message('event', 'PAUSED'),
+  };
+  for (const [name, bytes] of Object.entries(good)) {
+    t.truthy(decoded(bytes), name);
+    t.is(decodeEvent(bytes, bytes.length + 8), undefined, `${name}, cut short by the buffer`);
+    for (let size = 0; size < bytes.length; size += 4) {
+      const short = Buffer.from(bytes.subarray(0, size));
+      t.is(decoded(short), undefined, `${name} of ${size} bytes`);
+      if (size >= 8) short.writeUInt32LE(size, 4);
+      t.is(decoded(short), undefined, `${name} of ${size} bytes that admits it`);
+    }
+    const unknown = Buffer.from(bytes);
+    unknown.writeUInt32LE(99, 0);
+    t.is(decoded(unknown), undefined, `${name} of no type`);
+  }
+  const reasons = [0, 7, 0xffffffff];
+  for (const reason of reasons) t.is(decoded(message('exited', 'EXITED', { reason })), undefined);
+  t.is(decoded(message('exited', 'EXITED', { reason: c('CASEMATE_EXIT_GUEST'), code: 256 })), undefined);
+  t.is(decoded(message('exited', 'EXITED', { reason: c('CASEMATE_EXIT_FAULT'), vector: 32 })), undefined);
+  for (const step of [0, 9, 0xffffffff]) t.is(decoded(message('failed', 'FAILED', { step })), undefined);
+  t.is(decoded(message('failed', 'FAILED', { step: 1, error: 4096 })), undefined);
+  t.is(decoded(message('failed', 'FAILED', { step: 1 }).fill(0x41, c('casemate_failed.call'))), undefined, 'no NUL');
+});
+
+test('encodePlan refuses a plan that makes no sense', (t) => {
+  const plan = (list: readonly Step[], more: Partial<Plan> = {}): Plan => ({
+    clone: [],
+    descriptors: [],
+    steps: list,
+    check: [],
+    ...more,
+  });
+  const end = steps.exec('/program');
+  const senseless: Record<string, Plan> = {
+    'a step after exec': plan([end, steps.session()]),
+    'two execs': plan([end, end]),
+    'a launcher step after a child step': plan([steps.session(), steps.socketPair('stream', 'a', 'b'), end]),
+    'an unknown descriptor in setns': plan([steps.setns('nobody', 'net'), end]),
+    'an unknown descriptor in moveMount': plan([steps.moveMount('nobody', '/'), end]),
+    'an unknown descriptor in descriptors': plan([steps.descriptors({ nobody: 1 }), end]),
+    'an unknown cgroup': plan([end], { cgroup: 'nobody' }),
+    'a name given twice': plan([end], { descriptors: ['a', 'a'] }),
+    'a name taken by a socket pair': plan([steps.socketPair('stream', 'a', 'a'), end]),
+    'a name taken by a pooled namespace': plan([steps.pooled('net', 'a'), end], { descriptors: ['a'] }),
+    'too many descriptors': plan([end], { descriptors: Array.from({ length: 25 }, (_, i) => `${i}`) }),
+    'too many steps': plan([...Array.from({ length: 96 }, steps.session), end]),
+    'an empty seccomp program': plan([steps.seccomp(new Uint8Array()), end]),
+    'half a seccomp instruction': plan([steps.seccomp(new Uint8Array(12)), end]),
+    'a NUL in a path': plan([steps.chdir('/a\0b'), end]),
+    'a NUL in an argument': plan([steps.exec('/program', ['a\0b'])]),
+    'a NUL in a host name': plan([steps.hostname('a\0b'), end]),
+    'a descriptor number above 1023': plan([steps.descriptors({ a: 1024 }), end], { descriptors: ['a'] }),
+    'a negative descriptor number': plan([steps.descriptors({ a: -1 }), end], { descriptors: ['a'] }),
+    'one number for two descriptors': plan([steps.descriptors({ a: 3, b: 3 }), end], { descriptors: ['a', 'b'] }),
+    'no arguments': plan([steps.exec('/program', [])]),
+    'too many arguments': plan([steps.exec('/program', Array(513).fill('a'))]),
+    'too long a seccomp program': plan([steps.seccomp(new Uint8Array(4097 * 8)), end]),
+    'an unknown kind of namespace': plan([steps.unshare('disk' as NamespaceKind), end]),
+    'an unknown namespace to be born into': plan([end], { clone: ['disk' as NamespaceKind] }),
+    'an unknown resource': plan([steps.rlimit('luck' as 'core', 1), end]),
+    'an unknown step': plan([{ op: 'dance' } as unknown as Step, end]),
+    'a user id that means none': plan([steps.ids(0xffffffff, 1), end]),
+    'a group id that means none': plan([steps.ids(1, 0xffffffff), end]),
+    'a negative user id': plan([steps.ids(-1, 1), end]),
+    'a user id of more than 32 bits': plan([steps.ids(2 ** 32, 1), end]),
+    'a user id that is no number': plan([steps.ids(Number.NaN, 1), end]),
+    'a negative limit': plan([steps.rlimit('core', -1), end]),
+    'a limit of more than 64 bits': plan([steps.rlimit('core', 1n << 64n), end]),
+    'more than a plan may hold': plan([steps.exec('/program', ['a'.repeat(1 << 20)])]),
+    'more descriptors than slots': plan([steps.descriptors({ a: Array.from({ length: 25 }, (_, i) => i) }), end], { descriptors: ['a'] }),
+  };
+  for (const [what, senselessPlan] of Object.entries(senseless)) {
+    t.throws(() => encodePlan(senselessPlan), { code: 'ERR_CASEMATE_INVALID_OPTION' }, what);
+  }
+  t.notThrows(() => encodePlan(plan([...Array.from({ length: 95 }, steps.session), end])));
+  t.notThrows(() => encodePlan(plan([end], { descriptors: Array.from({ length: 24 }, (_, i) => `${i}`) })));
+});
+
+/**
+ * A Node that hands the launcher every plan that differs from a good one in one 32-bit word, and every beginning of
+ * it. Whatever such a plan does, it does to namespaces of this Node's own, and it ends with the monitor, which ends at
+ * once where it has no control socket.
+ */
+const hostile = `
+  import { openSync } from 'node:fs';
+  import { encodePlan, steps } from 'casemate/jail';
+  import { launcher, reaped } from '#lib/jail/launcher.js';
+  import { stages } from '#lib/jail/native.js';
+  const allow = Buffer.from('06000000 0000ff7f'.replace(' ', ''), 'hex');
+  const good = Buffer.from(encodePlan({
+    clone: ['mnt', 'uts', 'ipc', 'pid'],
+    descriptors: ['null', 'namespace'],
+    steps: [
+      steps.socketPair('seqpacket', 'theirs', 'ours'),
+      steps.pooled('user', 'user', 'lease'),
+      steps.setns('namespace', 'ipc'),
+      steps.hostname('jail'),
+      steps.rlimit('core', 0),
+      steps.session(),
+      steps.umask(0o77),
+      steps.descriptors({ null: [0, 1, 2], lease: 9 }),
+      steps.chdir('/'),
+      steps.setns('user', 'user'),
+      steps.ids(1000, 1000),
+      steps.dropBounding(),
+      steps.capabilities(),
+      steps.noNewPrivs(),
+      steps.seccomp(allow),
+      steps.exec('/casemate-vmm', ['a', 'b'], ['c=d']),
+    ],
+    check: ['ids'],
+  }).bytes);
+  const given = [openSync('/dev/null', 'r+'), openSync('/proc/self/ns/ipc', 'r')];
+  const on = launcher();
+  const count = { refused: 0, none: 0, failed: 0, untyped: 0 };
+  async function attempt(plan) {
+    const outcome = await new Promise((resolve) => {
+      try {
+        on.launch(plan, given, { deadline: process.hrtime.bigint() + 10_000_000_000n }, resolve);
+      } catch (error) {
+        if (!(error instanceof RangeError)) throw error;
+        resolve(undefined);
+      }
+    });
+    if (outcome === undefined) {
+      count.refused += 1;
+      return false;
+    }
+    await reaped(outcome.child);
+    const stage = stages[outcome.stage];
+    if (stage === 'none') count.none += 1;
+    else if (stage !== undefined && outcome.error !== null) count.failed += 1;
+    else count.untyped += 1;
+    return true;
+  }
+  const launchedWhole = await attempt(good);
+  let launchedShort = 0;
+  for (let size = 0; size < good.length; size += 1) {
+    const short = Buffer.from(good.subarray(0, size));
+    if (await attempt(short)) launchedShort += 1;
+    if (size < 12) continue;
+    short.writeUInt32LE(size, 8); // and lying about it
+    if (await attempt(short)) launchedShort += 1;
+  }
+  const short = { ...count };
+  for (let at = 0; at < good.length; at += 4) {
+    for (const value of [0, 1, 0x7fffffff, 0x80000000, 0xffffffff, good.readUInt32LE(at) ^ 8]) {
+      const bad = Buffer.from(good);
+      bad.writeUInt32LE(value >>> 0, at);
+      await attempt(bad);
+    }
+  }
+  const plans = 1 + 2 * good.length - 12 + 6 * (good.length / 4);
+  tell({ launchedWhole, launchedShort, plans, ...count });
+`;
+
+const withLauncher = requires('root');
+
+withLauncher('a truncated or corrupted plan is refused, or fails as any launch does', async (t) => {
+  const through = ['unshare', '--mount', '--uts', '--ipc', '--net', '--cgroup'];
+  const told = await tellsOf<Record<string, number | boolean>>(hostile, { through });
+  t.true(told.launchedWhole, 'the plan that it started from');
+  t.is(told.launchedShort, 0);
+  t.is(told.untyped, 0);
+  const { refused, none, failed, plans } = told as Record<string, number>;
+  t.is(Number(refused) + Number(none) + Number(failed), Number(plans));
+  t.true(Number(none) > 1 && Number(failed) > 1, 'some of them are plans too');
+  t.log(told);
+});
