@@ -78,7 +78,7 @@
         ],
       },
       'sources': [
-        "<!@(node -p \"Object.values(require('./native/sources.json').guests).flat().join(' ')\")",
+        "<!@(node -p \"require('./native/sources.json').guests.join(' ')\")",
         "<!@(node -p \"require('./native/sources.json').flatGuests.join(' ')\")",
       ],
       'rules': [

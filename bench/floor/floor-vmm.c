@@ -8,7 +8,7 @@
  */
 #include "floor.h"
 
-#include <asm/mman.h>
+#include <linux/mman.h>
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
 

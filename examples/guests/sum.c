@@ -4,7 +4,7 @@
 
 int main(void) {
   size_t size;
-  const uint32_t *numbers = (const uint32_t *)casemate_input(&size);
+  const uint32_t* numbers = (const uint32_t*)casemate_input(&size);
   if (size % sizeof *numbers != 0) {
     casemate_print("the input is not a whole number of 32-bit numbers\n");
     return 1;

@@ -94,8 +94,14 @@ void Child::drain_control() {
     // A message longer than any of the protocol's arrives cut short, with its true
     // length as a second argument, and is refused by TypeScript as any malformed one.
     std::size_t kept = std::min(static_cast<std::size_t>(size), sizeof message);
-    on_message_.Call({Napi::Buffer<char>::Copy(env, message, kept),
-                      Napi::Number::New(env, static_cast<double>(size))});
+    try {
+      on_message_.Call({Napi::Buffer<char>::Copy(env, message, kept),
+                        Napi::Number::New(env, static_cast<double>(size))});
+    } catch (const Napi::Error& error) {
+      // A listener's: an uncaught exception as any other. Where the process survives it,
+      // the messages behind this one and the end of the child are still to be told.
+      napi_fatal_exception(env, error.Value());
+    }
   }
 }
 

@@ -21,13 +21,16 @@ extern "C" {
 /* The last word of the caller is "memory": the monitor reads and writes structs and
  * buffers that the compiler cannot know of. */
 #define CASEMATE_HYPERCALL(port, value)                                                            \
-  __asm__ volatile("outl %0, %1" : : "a"((uint32_t)(uintptr_t)(value)), "Nd"((uint16_t)(port)) : "memory")
+  __asm__ volatile("outl %0, %1"                                                                   \
+                   :                                                                               \
+                   : "a"((uint32_t)(uintptr_t)(value)), "Nd"((uint16_t)(port))                     \
+                   : "memory")
 
 /* Weak, so that every file that includes this has them and the linker keeps one. */
 #define CASEMATE_SHARED __attribute__((weak, used))
 
 /* What the machine told this guest about itself; set before main() is called. */
-CASEMATE_SHARED const struct casemate_boot_info *casemate_boot_info;
+CASEMATE_SHARED const struct casemate_boot_info* casemate_boot_info;
 
 /* Ends the guest. `code` is 0 to 255. */
 __attribute__((noreturn)) static inline void casemate_exit(int code) {
@@ -36,21 +39,21 @@ __attribute__((noreturn)) static inline void casemate_exit(int code) {
 }
 
 /* Writes all of it to the console; waits while nobody reads. 0, or CASEMATE_CLOSED. */
-static inline int casemate_write(const void *data, size_t size) {
+static inline int casemate_write(const void* data, size_t size) {
   struct casemate_transfer transfer = {(uintptr_t)data, size, 0, 0};
   CASEMATE_HYPERCALL(CASEMATE_PORT_WRITE, &transfer);
   return transfer.result < 0 ? (int)transfer.result : 0;
 }
 
 /* Reads up to `size` bytes from the console; waits for the first. 0: end of input. */
-static inline int64_t casemate_read(void *buffer, size_t size) {
+static inline int64_t casemate_read(void* buffer, size_t size) {
   struct casemate_transfer transfer = {(uintptr_t)buffer, size, 0, 0};
   CASEMATE_HYPERCALL(CASEMATE_PORT_READ, &transfer);
   return transfer.result;
 }
 
 /* The same without waiting: CASEMATE_AGAIN where there is nothing yet. */
-static inline int64_t casemate_try_read(void *buffer, size_t size) {
+static inline int64_t casemate_try_read(void* buffer, size_t size) {
   struct casemate_transfer transfer = {(uintptr_t)buffer, size, CASEMATE_NONBLOCK, 0};
   CASEMATE_HYPERCALL(CASEMATE_PORT_READ, &transfer);
   return transfer.result;
@@ -64,8 +67,8 @@ static inline uint64_t casemate_time_ns(void) {
 }
 
 /* Fills the buffer with random bytes from the host's kernel. */
-static inline void casemate_random(void *buffer, size_t size) {
-  unsigned char *to = (unsigned char *)buffer;
+static inline void casemate_random(void* buffer, size_t size) {
+  unsigned char* to = (unsigned char*)buffer;
   while (size > 0) {
     struct casemate_transfer transfer = {(uintptr_t)to, size, 0, 0};
     CASEMATE_HYPERCALL(CASEMATE_PORT_RANDOM, &transfer);
@@ -75,32 +78,32 @@ static inline void casemate_random(void *buffer, size_t size) {
 }
 
 /* The input buffer that the guest was launched with, and its size in bytes. */
-static inline const void *casemate_input(size_t *size) {
+static inline const void* casemate_input(size_t* size) {
   *size = casemate_boot_info->input_size;
-  return (const void *)(uintptr_t)casemate_boot_info->input;
+  return (const void*)(uintptr_t)casemate_boot_info->input;
 }
 
 /* gcc calls these four whatever its flags. String instructions, for a loop would be
  * recognised as memcpy and become a call to itself. */
-CASEMATE_SHARED void *memcpy(void *to, const void *from, size_t size) {
-  void *result = to;
+CASEMATE_SHARED void* memcpy(void* to, const void* from, size_t size) {
+  void* result = to;
   __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(size) : : "memory");
   return result;
 }
 
-CASEMATE_SHARED void *memset(void *to, int value, size_t size) {
-  void *result = to;
+CASEMATE_SHARED void* memset(void* to, int value, size_t size) {
+  void* result = to;
   __asm__ volatile("rep stosb" : "+D"(to), "+c"(size) : "a"(value) : "memory");
   return result;
 }
 
-CASEMATE_SHARED void *memmove(void *to, const void *from, size_t size) {
+CASEMATE_SHARED void* memmove(void* to, const void* from, size_t size) {
   if ((uintptr_t)to - (uintptr_t)from >= size) { /* before it (the difference wraps) or behind */
     return memcpy(to, from, size);
   }
-  void *result = to;
-  void *last_to = (char *)to + size - 1;
-  const void *last_from = (const char *)from + size - 1;
+  void* result = to;
+  void* last_to = (char*)to + size - 1;
+  const void* last_from = (const char*)from + size - 1;
   __asm__ volatile("std\n\trep movsb\n\tcld"
                    : "+D"(last_to), "+S"(last_from), "+c"(size)
                    :
@@ -108,8 +111,8 @@ CASEMATE_SHARED void *memmove(void *to, const void *from, size_t size) {
   return result;
 }
 
-CASEMATE_SHARED int memcmp(const void *left, const void *right, size_t size) {
-  const unsigned char *a = (const unsigned char *)left, *b = (const unsigned char *)right;
+CASEMATE_SHARED int memcmp(const void* left, const void* right, size_t size) {
+  const unsigned char *a = (const unsigned char*)left, *b = (const unsigned char*)right;
   for (; size > 0; ++a, ++b, --size) {
     if (*a != *b) {
       return *a - *b;
@@ -118,7 +121,7 @@ CASEMATE_SHARED int memcmp(const void *left, const void *right, size_t size) {
   return 0;
 }
 
-CASEMATE_SHARED size_t strlen(const char *text) {
+CASEMATE_SHARED size_t strlen(const char* text) {
   size_t length = 0;
   while (text[length] != 0) {
     ++length;
@@ -127,9 +130,7 @@ CASEMATE_SHARED size_t strlen(const char *text) {
 }
 
 /* Writes a string to the console. Each call leaves the machine: collect what is long. */
-static inline int casemate_print(const char *text) {
-  return casemate_write(text, strlen(text));
-}
+static inline int casemate_print(const char* text) { return casemate_write(text, strlen(text)); }
 
 /* Writes a number to the console, in decimal. */
 static inline int casemate_print_number(uint64_t number) {
@@ -144,7 +145,7 @@ static inline int casemate_print_number(uint64_t number) {
 
 /* main() under a name of our own: C++ forbids calling it, and guests may declare it
  * without parameters. */
-int casemate_main(int argc, char **argv) __asm__("main");
+int casemate_main(int argc, char** argv) __asm__("main");
 
 /* By casemate-guest.ld: constructors of C++ objects. */
 typedef void (*casemate_constructor)(void);
@@ -153,15 +154,15 @@ extern const casemate_constructor casemate_constructors_start[], casemate_constr
 /* Where the machine enters: the boot information in RDI, the stack as after a call, so
  * that this can be an ordinary function. The doorbell comes first: what is behind it
  * is the guest's own time. */
-__attribute__((weak, used, noreturn)) void _start(const struct casemate_boot_info *boot_info) {
+__attribute__((weak, used, noreturn)) void _start(const struct casemate_boot_info* boot_info) {
   CASEMATE_HYPERCALL(CASEMATE_PORT_DOORBELL, 0);
   casemate_boot_info = boot_info;
-  for (const casemate_constructor *each = casemate_constructors_start;
+  for (const casemate_constructor* each = casemate_constructors_start;
        each != casemate_constructors_end; ++each) {
     (*each)();
   }
-  casemate_exit(casemate_main((int)boot_info->argument_count,
-                              (char **)(uintptr_t)boot_info->arguments));
+  casemate_exit(
+      casemate_main((int)boot_info->argument_count, (char**)(uintptr_t)boot_info->arguments));
 }
 
 #ifdef __cplusplus

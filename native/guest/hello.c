@@ -7,7 +7,7 @@
 static char text[4096];
 static size_t length;
 
-static void put(const char *string) {
+static void put(const char* string) {
   size_t size = strlen(string);
   if (size > sizeof text - length) {
     size = sizeof text - length;
@@ -18,7 +18,7 @@ static void put(const char *string) {
 
 static void put_number(uint64_t number) {
   char digits[21];
-  char *first = digits + sizeof digits - 1;
+  char* first = digits + sizeof digits - 1;
   *first = 0;
   do {
     *--first = (char)('0' + number % 10);
@@ -35,19 +35,19 @@ static void put_processor(void) {
                    : "=a"(highest), "=b"(rest[0]), "=c"(rest[1]), "=d"(rest[2])
                    : "a"(0x80000000u));
   for (uint32_t leaf = 0; leaf < 3 && highest >= 0x80000004u; ++leaf) {
-    uint32_t *to = words + 4 * leaf;
+    uint32_t* to = words + 4 * leaf;
     __asm__ volatile("cpuid"
                      : "=a"(to[0]), "=b"(to[1]), "=c"(to[2]), "=d"(to[3])
                      : "a"(0x80000002u + leaf), "c"(0));
   }
-  const char *name = (const char *)words;
+  const char* name = (const char*)words;
   while (*name == ' ') {
     ++name;
   }
   put(*name != 0 ? name : "a processor without a name");
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   uint16_t selector;
   __asm__("mov %%cs, %0" : "=r"(selector));
 

@@ -379,6 +379,12 @@ void Launcher::finish(Launch* launch) {
 
 void Launcher::run(Launch& launch, Task& task) {
   launch.moments[moment_taken] = sys::monotonic_ns();
+  if (launch.cancelled.load(std::memory_order_relaxed)) {
+    // While it waited for its turn: it need not be born to be killed.
+    launch.failed = Stage::prepare;
+    launch.error = {"launch", ECANCELED};
+    return;
+  }
   Expected expected = expectation(launch);
   bool launched = run_launcher_steps(launch, task, expected) && clone(launch, task);
   if (SysError error = clear_labels(*host_, launch); error && launched) {
@@ -522,17 +528,25 @@ bool Launcher::await_monitor(Launch& launch, const Expected& expected) {
     launch.failed = Stage::check;
     launch.mismatch = mismatch.aspect;
     launch.error = mismatch.error;
-    return false;
-  }
-  long sent = call(__NR_sendto, launch.slots[launch.control_slot], launch.release.data(),
-                   launch.release.size(), MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0);
-  launch.moments[moment_released] = sys::monotonic_ns();
-  if (sent < 0) {
+  } else {
+    long sent = call(__NR_sendto, launch.slots[launch.control_slot], launch.release.data(),
+                     launch.release.size(), MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0);
+    launch.moments[moment_released] = sys::monotonic_ns();
+    if (sent >= 0) {
+      return true;
+    }
     launch.failed = Stage::monitor;
     launch.error = check("sendto(release)", sent);
-    return false;
   }
-  return true;
+  // It prepares its VM meanwhile, and that may have failed: then what it said of it is
+  // the reason, and what we found is only that it is gone.
+  long size = call(__NR_recvfrom, launch.slots[launch.control_slot], launch.event,
+                   sizeof launch.event, MSG_DONTWAIT, nullptr, nullptr);
+  if (size > 0) {
+    launch.failed = Stage::monitor;
+    launch.event_size = static_cast<std::size_t>(size);
+  }
+  return false;
 }
 
 /// Waits for the monitor's first message. Its end, another message, the deadline and

@@ -39,8 +39,8 @@ namespace detail {
 /// Numbers from `first` up to the next interval's share a verdict.
 struct Interval {
   std::uint32_t first = 0;
-  std::uint32_t verdict = 0;   // SECCOMP_RET_*, where there is no rule
-  const Rule* rule = nullptr;  // one with values
+  std::uint32_t verdict = 0;  // SECCOMP_RET_*, where there is no rule
+  const Rule* rule = nullptr; // one with values
 };
 
 constexpr sock_filter statement(unsigned code, std::uint32_t operand) {

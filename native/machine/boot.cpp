@@ -17,6 +17,14 @@ namespace casemate::machine {
 
 namespace {
 
+/// Where the host hands out huge pages unasked, the first touch of each takes 0.2 ms to
+/// clear it: not for the few pages that a guest with a small image starts with.
+void avoid_huge_pages(const GuestMemory& memory, const Layout& layout) {
+  if (layout.guard == image_base + large_page_size) {
+    sys::call(__NR_madvise, memory.base(), layout.stack_low + large_page_size, MADV_NOHUGEPAGE);
+  }
+}
+
 /// Has the kernel provide these pages in one go: a fault for each costs more. Where it
 /// cannot (before Linux 5.14), they come by faults.
 void populate(const GuestMemory& memory, std::uint64_t start, std::uint64_t end) {
@@ -77,11 +85,12 @@ ImageError load_guest(const BootSource& source, const GuestMemory& memory, Entry
     return error;
   }
   Layout layout;
-  if (!layout.place(memory, {image.end, source.argument_count, source.arguments.size(),
-                             source.input_size})) {
+  if (!layout.place(
+          memory, {image.end, source.argument_count, source.arguments.size(), source.input_size})) {
     return {CASEMATE_IMAGE_INPUT_TOO_BIG};
   }
 
+  avoid_huge_pages(memory, layout);
   // The machine's pages and an image that casemate-guest.ld laid out are one run.
   // Segments elsewhere come by faults.
   std::uint64_t end = image_base;
@@ -121,11 +130,12 @@ kvm_regs entry_registers(const Entry& entry) {
   return regs;
 }
 
-kvm_sregs entry_system_registers(std::uint32_t cpl) {
+kvm_sregs entry_system_registers(std::uint32_t cpl, bool is_amd) {
   const auto dpl = static_cast<std::uint8_t>(cpl);
   kvm_segment code{};
   code.limit = 0xffffffff;
-  code.selector = static_cast<std::uint16_t>(cpl == 3 ? user_code_selector | 3 : kernel_code_selector);
+  code.selector =
+      static_cast<std::uint16_t>(cpl == 3 ? user_code_selector | 3 : kernel_code_selector);
   code.type = 11; // executable, readable, accessed
   code.present = 1;
   code.dpl = dpl;
@@ -134,7 +144,8 @@ kvm_sregs entry_system_registers(std::uint32_t cpl) {
   code.g = 1;
 
   kvm_segment data = code;
-  data.selector = static_cast<std::uint16_t>(cpl == 3 ? user_data_selector | 3 : kernel_data_selector);
+  data.selector =
+      static_cast<std::uint16_t>(cpl == 3 ? user_data_selector | 3 : kernel_data_selector);
   data.type = 3; // writable, accessed
   data.l = 0;
   data.db = 1;
@@ -145,7 +156,9 @@ kvm_sregs entry_system_registers(std::uint32_t cpl) {
   sregs.tr.base = task_address;
   sregs.tr.limit = task_limit;
   sregs.tr.selector = task_selector;
-  sregs.tr.type = 11; // busy 64-bit task state
+  // Busy, as Intel's processors demand. AMD's take either, and QEMU's emulation of them
+  // finds I/O permissions only in one that is not.
+  sregs.tr.type = is_amd ? 9 : 11;
   sregs.tr.present = 1;
   sregs.ldt.type = 2;
   sregs.ldt.unusable = 1;
@@ -156,7 +169,7 @@ kvm_sregs entry_system_registers(std::uint32_t cpl) {
 
   sregs.cr0 = 0x80010033; // PG, WP, NE, ET, MP, PE
   sregs.cr3 = pml4_address;
-  sregs.cr4 = 0x620; // OSXMMEXCPT, OSFXSR, PAE
+  sregs.cr4 = 0x620;  // OSXMMEXCPT, OSFXSR, PAE
   sregs.efer = 0x500; // LMA, LME; not SCE, so that SYSCALL is #UD
   // Enabled and on the bootstrap processor, as after reset: switching a local APIC off
   // or on toggles a static key of the host's kernel.

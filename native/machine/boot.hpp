@@ -39,6 +39,6 @@ ImageError load_guest(const BootSource& source, const GuestMemory& memory, Entry
 kvm_regs entry_registers(const Entry& entry);
 
 /// Long mode at CPL 3 or 0 with paging, SSE on, interrupts off.
-kvm_sregs entry_system_registers(std::uint32_t cpl);
+kvm_sregs entry_system_registers(std::uint32_t cpl, bool is_amd);
 
 } // namespace casemate::machine

@@ -47,8 +47,8 @@ ConsoleStatus Console::read(std::span<std::byte> buffer, bool wait, std::size_t&
     return ConsoleStatus::Done;
   }
   for (;;) {
-    const long count = sys::call(__NR_recvfrom, input_, buffer.data(), buffer.size(),
-                                 msg_dontwait, nullptr, nullptr);
+    const long count = sys::call(__NR_recvfrom, input_, buffer.data(), buffer.size(), msg_dontwait,
+                                 nullptr, nullptr);
     if (count >= 0) {
       size = static_cast<std::size_t>(count);
       return ConsoleStatus::Done;

@@ -19,8 +19,7 @@ class Console {
 public:
   /// The sockets are -1 for no console: writes vanish, reads are at the end of input. No
   /// wait goes on while `control` is readable.
-  Console(int output, int input, int control)
-      : output_(output), input_(input), control_(control) {}
+  Console(int output, int input, int control) : output_(output), input_(input), control_(control) {}
 
   /// Writes all of `data`, and takes off its front what is written.
   ConsoleStatus write(std::span<const std::byte>& data) const;

@@ -80,8 +80,8 @@ HypercallStatus Hypercalls::write() {
 HypercallStatus Hypercalls::read() {
   std::size_t size = 0;
   const bool wait = (transfer_.flags & CASEMATE_NONBLOCK) == 0;
-  switch (console_.read({guest_bytes(transfer_.address, transfer_.size), transfer_.size}, wait,
-                        size)) {
+  switch (
+      console_.read({guest_bytes(transfer_.address, transfer_.size), transfer_.size}, wait, size)) {
   case ConsoleStatus::Interrupted:
     return HypercallStatus::Interrupted;
   case ConsoleStatus::WouldBlock:
@@ -92,9 +92,8 @@ HypercallStatus Hypercalls::read() {
 }
 
 HypercallStatus Hypercalls::random() {
-  const long count = sys::call_retry(
-      __NR_getrandom, guest_bytes(transfer_.address, transfer_.size),
-      std::min(transfer_.size, max_random), 0);
+  const long count = sys::call_retry(__NR_getrandom, guest_bytes(transfer_.address, transfer_.size),
+                                     std::min(transfer_.size, max_random), 0);
   return count < 0 ? HypercallStatus::Violation : finish(count);
 }
 

@@ -47,8 +47,8 @@ private:
   std::uint32_t exit_code_ = 0;
 
   std::uint16_t port_ = 0;
-  std::uint32_t request_ = 0;      // where the guest's struct is
-  casemate_transfer transfer_{};   // the only copy of it that is looked at
+  std::uint32_t request_ = 0;    // where the guest's struct is
+  casemate_transfer transfer_{}; // the only copy of it that is looked at
   std::uint64_t transferred_ = 0;
 };
 

@@ -19,6 +19,9 @@
 
 namespace casemate::machine {
 
+// Guests are built apart from the monitor: these never change within a version.
+static_assert(sizeof(casemate_boot_info) == 128 && sizeof(casemate_transfer) == 32);
+
 inline constexpr std::uint64_t page_size = 0x1000;
 inline constexpr std::uint64_t large_page_size = 0x200000;
 inline constexpr std::uint64_t huge_page_size = 0x40000000;

@@ -45,8 +45,8 @@ void build_system_page(SystemPage& page) {
   page.gdt[kernel_data_selector / 8] = data_segment;
   page.gdt[user_data_selector / 8] = data_segment | dpl_3;
   page.gdt[user_code_selector / 8] = code_segment | dpl_3;
-  page.gdt[task_selector / 8] = busy_task | task_limit | (task_address & 0xffffff) << 16 |
-                                (task_address >> 24 & 0xff) << 56;
+  page.gdt[task_selector / 8] =
+      busy_task | task_limit | (task_address & 0xffffff) << 16 | (task_address >> 24 & 0xff) << 56;
   page.gdt[task_selector / 8 + 1] = task_address >> 32;
 
   TaskState& task = page.task;

@@ -1,4 +1,6 @@
+#include "kvm/ioctl.hpp"
 #include "machine/boot.hpp"
+#include "machine/cpuid.hpp"
 #include "machine/layout.hpp"
 #include "machine/paging.hpp"
 #include "machine/system_page.hpp"
@@ -65,8 +67,9 @@ Translation translate(const GuestMemory& memory, std::uint64_t cr3, std::uint64_
 void check_page_tables(std::uint64_t size, std::uint64_t guard, bool has_huge_pages) {
   const Ram ram(size);
   const std::uint64_t cr3 = build_page_tables(ram.memory, guard, has_huge_pages);
-  const std::uint64_t end = ram.memory.high_size() > 0 ? GuestMemory::hole_end + ram.memory.high_size()
-                                                       : ram.memory.low_size();
+  const std::uint64_t end = ram.memory.high_size() > 0
+                                ? GuestMemory::hole_end + ram.memory.high_size()
+                                : ram.memory.low_size();
   for (std::uint64_t page = 0; page < end + 4 * large_page_size; page += large_page_size) {
     const bool is_ram = ram.memory.at(page, large_page_size) != nullptr;
     const Access expected = !is_ram || page == guard ? Access::None
@@ -74,8 +77,7 @@ void check_page_tables(std::uint64_t size, std::uint64_t guard, bool has_huge_pa
                                                      : Access::User;
     for (const std::uint64_t address : {page, page + 0x12345, page + large_page_size - 1}) {
       const Translation found = translate(ram.memory, cr3, address);
-      if (found.access != expected ||
-          (expected != Access::None && found.physical != address)) {
+      if (found.access != expected || (expected != Access::None && found.physical != address)) {
         unit::fail(__FILE__, __LINE__,
                    "address " + std::to_string(address) + " of " + std::to_string(size));
         return;
@@ -87,8 +89,8 @@ void check_page_tables(std::uint64_t size, std::uint64_t guard, bool has_huge_pa
     CHECK(translate(ram.memory, cr3, address).access == Access::None);
   }
   // Nothing of it lies where the image will be, or in the system page.
-  const SystemPage zeros{};
-  CHECK(std::memcmp(ram.memory.at(system_page_address, sizeof zeros), &zeros, sizeof zeros) == 0);
+  const std::byte zeros[sizeof(SystemPage)]{};
+  CHECK(std::memcmp(ram.memory.at(system_page_address, sizeof zeros), zeros, sizeof zeros) == 0);
   CHECK_EQ(static_cast<int>(*ram.memory.at(image_base, 1)), 0);
 }
 
@@ -206,7 +208,7 @@ TEST("the registers say what the descriptor table says") {
   SystemPage page{};
   build_system_page(page);
   for (const std::uint32_t cpl : {0u, 3u}) {
-    const kvm_sregs sregs = entry_system_registers(cpl);
+    const kvm_sregs sregs = entry_system_registers(cpl, false);
     for (const kvm_segment& segment : {sregs.cs, sregs.ss, sregs.tr}) {
       const std::uint64_t entry = page.gdt[segment.selector / 8];
       CHECK_EQ(entry >> 40 & 15, segment.type);
@@ -229,11 +231,37 @@ TEST("the registers say what the descriptor table says") {
   }
 }
 
+TEST("on AMD the task is not busy, and that is all the difference") {
+  kvm_sregs amd = entry_system_registers(3, true);
+  const kvm_sregs intel = entry_system_registers(3, false);
+  CHECK_EQ(amd.tr.type, 9);
+  CHECK_EQ(intel.tr.type, 11);
+  amd.tr.type = intel.tr.type;
+  CHECK(std::memcmp(&amd, &intel, sizeof amd) == 0);
+}
+
+TEST("what is asked of a CPUID table is found in it, or is not there") {
+  kvm::Table<casemate_kvm_cpuid2, kvm_cpuid_entry2, 2> table;
+  CHECK(!has_huge_pages(*table.get()));
+  CHECK(!is_amd(*table.get()));
+  table->nent = 2;
+  std::memcpy(&table->entries[0].ebx, "Auth", 4);
+  std::memcpy(&table->entries[0].edx, "enti", 4);
+  std::memcpy(&table->entries[0].ecx, "cAMD", 4);
+  table->entries[1].function = 0x80000001;
+  CHECK(!has_huge_pages(*table.get()));
+  CHECK(is_amd(*table.get()));
+  table->entries[1].edx = 1u << 26;
+  CHECK(has_huge_pages(*table.get()));
+  table->nent = 1;
+  CHECK(!has_huge_pages(*table.get()));
+}
+
 TEST("a guest finds its boot information, arguments and input") {
   const Ram ram(16 * mib);
   const std::string code(5000, '\x90');
   const std::string input = "all of the input";
-  const std::string arguments("one\0\0three", 11);
+  const std::string arguments("one\0\0three\0", 11);
   const sys::Fd image_file = file_of(code.data(), code.size());
   const sys::Fd input_file = file_of(input.data(), input.size());
   BootSource source;
@@ -290,6 +318,5 @@ TEST("input that does not fit, or that ends early, is refused") {
            std::uint32_t{CASEMATE_IMAGE_INPUT_TOO_BIG});
   const Ram more(10 * mib);
   source.input_size = 6;
-  CHECK_EQ(load_guest(source, more.memory, entry).reason,
-           std::uint32_t{CASEMATE_IMAGE_TRUNCATED});
+  CHECK_EQ(load_guest(source, more.memory, entry).reason, std::uint32_t{CASEMATE_IMAGE_TRUNCATED});
 }

@@ -188,7 +188,8 @@ TEST("requests and buffers outside of the guest's memory are violations") {
     for (const std::uint32_t address :
          {0u, std::uint32_t{image_base} - 1, std::uint32_t{ram_size} - 8, 0xffffffffu}) {
       CHECK(machine.hypercalls.start(port, address) == HypercallStatus::Violation);
-      CHECK(machine.hypercalls.start(CASEMATE_PORT_TIME, address == ram_size - 8 ? ram_size - 7 : address) ==
+      CHECK(machine.hypercalls.start(CASEMATE_PORT_TIME,
+                                     address == ram_size - 8 ? ram_size - 7 : address) ==
             HypercallStatus::Violation);
     }
     CHECK(machine.transfer(port, buffer, ram_size) == HypercallStatus::Violation);

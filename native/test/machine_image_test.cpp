@@ -44,8 +44,8 @@ struct Elf {
     header.e_phentsize = sizeof(Elf64_Phdr);
     header.e_phnum = 2;
     segments[0] = {PT_LOAD, PF_R | PF_X, offsetof(Elf, code), image_base, image_base, 16, 16, 16};
-    segments[1] = {PT_LOAD, PF_R | PF_W, offsetof(Elf, data), image_base + 4096,
-                   image_base + 4096, 8, 32, 8};
+    segments[1] = {
+        PT_LOAD, PF_R | PF_W, offsetof(Elf, data), image_base + 4096, image_base + 4096, 8, 32, 8};
     std::memset(code, 0xcc, sizeof code);
     std::memset(data, 0xdd, sizeof data);
   }
@@ -132,7 +132,8 @@ TEST("a file that becomes shorter while it is loaded is refused") {
   CHECK_EQ(machine::load_image(file.get(), image, memory).reason,
            std::uint32_t{CASEMATE_IMAGE_TRUNCATED});
   Image again;
-  CHECK_EQ(machine::parse_image(file.get(), 1 << 20, CASEMATE_IMAGE_FLAT, memory, again).reason, 0u);
+  CHECK_EQ(machine::parse_image(file.get(), 1 << 20, CASEMATE_IMAGE_FLAT, memory, again).reason,
+           0u);
   CHECK_EQ(machine::load_image(file.get(), again, memory).reason,
            std::uint32_t{CASEMATE_IMAGE_TRUNCATED});
 }
@@ -217,9 +218,7 @@ TEST("an entry point outside of every executable segment is refused") {
 TEST("an image with nothing to load is refused") {
   const std::uint32_t empty = CASEMATE_IMAGE_EMPTY;
   CHECK_EQ(reason_of([](Elf& elf) { elf.header.e_phnum = 0; }), empty);
-  CHECK_EQ(reason_of([](Elf& elf) {
-             elf.segments[0].p_type = elf.segments[1].p_type = PT_NOTE;
-           }),
+  CHECK_EQ(reason_of([](Elf& elf) { elf.segments[0].p_type = elf.segments[1].p_type = PT_NOTE; }),
            empty);
   CHECK_EQ(reason_of([](Elf& elf) {
              elf.segments[0].p_memsz = elf.segments[0].p_filesz = 0;
@@ -240,8 +239,8 @@ TEST("more segments than a guest needs are refused, as many as it may have are n
   } elf{};
   elf.header = Elf().header;
   for (std::size_t i = 0; i < std::size(elf.segments); ++i) {
-    elf.segments[i] = {PT_LOAD, PF_R | PF_X, offsetof(decltype(elf), code), image_base + 4096 * i,
-                       0,       16,          16,                            16};
+    elf.segments[i] = {
+        PT_LOAD, PF_R | PF_X, offsetof(decltype(elf), code), image_base + 4096 * i, 0, 16, 16, 16};
   }
   Image image;
   elf.header.e_phnum = Image::max_segments;

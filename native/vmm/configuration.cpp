@@ -58,8 +58,7 @@ bool is_valid(const casemate_configure& head) {
          head.memory_size <= machine::max_memory_size &&
          head.memory_size % machine::large_page_size == 0 && (head.flags & ~known_flags) == 0 &&
          head.format <= CASEMATE_IMAGE_FLAT && head.vcpu_count == 1 &&
-         (head.cpl == 0 || head.cpl == 3) &&
-         head.cpuid_count <= CASEMATE_MAX_CPUID &&
+         (head.cpl == 0 || head.cpl == 3) && head.cpuid_count <= CASEMATE_MAX_CPUID &&
          head.arguments_size <= CASEMATE_MAX_ARGUMENTS_SIZE && head.reserved == 0;
 }
 
@@ -119,7 +118,8 @@ void check_descriptors(Configuration& configuration) {
   if (expect(CASEMATE_FD_KVM, character_device).st_rdev != kvm_device) {
     fail(CASEMATE_SETUP_DESCRIPTORS, {"fstat", ENODEV}, CASEMATE_FD_KVM);
   }
-  configuration.image_size = static_cast<std::uint64_t>(expect(CASEMATE_FD_GUEST, regular_file).st_size);
+  configuration.image_size =
+      static_cast<std::uint64_t>(expect(CASEMATE_FD_GUEST, regular_file).st_size);
   if (configuration.has(CASEMATE_CONFIGURE_CONSOLE)) {
     expect(CASEMATE_FD_CONSOLE_OUT, socket);
     expect(CASEMATE_FD_CONSOLE_IN, socket);

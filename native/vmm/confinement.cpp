@@ -7,6 +7,7 @@
 #include "vmm/control.hpp"
 #include "vmm/signals.hpp"
 
+#include <linux/fcntl.h>
 #include <linux/mman.h>
 #include <linux/poll.h>
 #include <linux/prctl.h>
@@ -31,13 +32,22 @@ constexpr std::uint32_t sent_to[] = {CASEMATE_FD_CONTROL, CASEMATE_FD_CONSOLE_OU
 constexpr std::uint32_t received_from[] = {CASEMATE_FD_CONTROL, CASEMATE_FD_CONSOLE_IN};
 constexpr std::uint32_t guest_files[] = {CASEMATE_FD_GUEST, CASEMATE_FD_INPUT};
 constexpr std::uint32_t data_pages[] = {PROT_READ | PROT_WRITE};
-constexpr std::uint32_t populate[] = {MADV_POPULATE_WRITE};
+constexpr std::uint32_t page_advice[] = {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE};
+constexpr std::uint32_t set_flags[] = {F_SETFL}; // F_SETOWN would let SIGIO hit others
 
 constexpr std::uint32_t setup_ioctls[] = {
-    KVM_CREATE_VM,    KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR,
-    KVM_ENABLE_CAP,   KVM_GET_VCPU_MMAP_SIZE,     KVM_CREATE_VCPU,
-    KVM_SET_SREGS,    KVM_SET_REGS,               CASEMATE_KVM_SET_CPUID2,
-    KVM_RUN,          KVM_GET_REGS,               KVM_GET_SREGS,
+    KVM_CREATE_VM,
+    KVM_SET_USER_MEMORY_REGION,
+    KVM_SET_TSS_ADDR,
+    KVM_ENABLE_CAP,
+    KVM_GET_VCPU_MMAP_SIZE,
+    KVM_CREATE_VCPU,
+    KVM_SET_SREGS,
+    KVM_SET_REGS,
+    CASEMATE_KVM_SET_CPUID2,
+    KVM_RUN,
+    KVM_GET_REGS,
+    KVM_GET_SREGS,
 };
 constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS};
 
@@ -53,7 +63,8 @@ constexpr auto setup_rules = [] {
       Rule{__NR_recvfrom, 0, received_from},
       Rule{__NR_shutdown, 0, control},
       Rule{__NR_pread64, 0, guest_files},
-      Rule{__NR_madvise, 2, populate},
+      Rule{__NR_madvise, 2, page_advice},
+      Rule{__NR_fcntl, 1, set_flags},
       Rule{__NR_ppoll},
       Rule{__NR_getrandom},
       Rule{__NR_clock_gettime},
@@ -70,7 +81,8 @@ constexpr auto guest_rules = [] {
       Rule{__NR_recvfrom, 0, received_from},
       Rule{__NR_shutdown, 0, control},
       Rule{__NR_pread64, 0, guest_files},
-      Rule{__NR_madvise, 2, populate},
+      Rule{__NR_madvise, 2, page_advice},
+      Rule{__NR_fcntl, 1, set_flags},
       Rule{__NR_ppoll},
       Rule{__NR_getrandom},
       Rule{__NR_clock_gettime},
@@ -90,9 +102,7 @@ sys::SysError install(const Configuration& configuration, std::span<const sock_f
 /// Whether Node was gone before PDEATHSIG was set.
 bool is_orphan() {
   pollfd socket{CASEMATE_FD_CONTROL, 0, 0};
-  constexpr struct {
-    long seconds, nanoseconds;
-  } at_once{};
+  constexpr struct { long seconds, nanoseconds; } at_once{};
   return sys::call(__NR_ppoll, &socket, 1, &at_once, nullptr, 8) == 1 &&
          (socket.revents & POLLHUP) != 0;
 }
@@ -111,8 +121,7 @@ sys::SysError confine_process(const Configuration& configuration) {
     }
   }
   if (configuration.has(CASEMATE_CONFIGURE_NO_NEW_PRIVS)) {
-    if (auto error =
-            sys::check("prctl", sys::call(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))) {
+    if (auto error = sys::check("prctl", sys::call(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))) {
       return error;
     }
   }

@@ -10,6 +10,7 @@
 #include "kvm/kvm.hpp"
 #include "kvm/vm.hpp"
 #include "machine/boot.hpp"
+#include "machine/cpuid.hpp"
 #include "sys/clock.hpp"
 #include "vmm/configuration.hpp"
 #include "vmm/confinement.hpp"
@@ -43,8 +44,9 @@ template <typename T> T take(casemate_setup_step step, sys::Result<T> result) {
 }
 
 sys::Mapping map_memory(std::uint64_t size) {
-  return take(CASEMATE_SETUP_MEMORY, sys::Mapping::map(size, PROT_READ | PROT_WRITE,
-                                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));
+  return take(
+      CASEMATE_SETUP_MEMORY,
+      sys::Mapping::map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));
 }
 
 void set_slot(const kvm::VirtualMachine& vm, std::uint32_t slot, std::uint64_t address,
@@ -65,15 +67,6 @@ void set_slots(const kvm::VirtualMachine& vm, const machine::GuestMemory& memory
   }
 }
 
-bool has_huge_pages(const casemate_kvm_cpuid2& cpuid) {
-  for (std::uint32_t i = 0; i < cpuid.nent; ++i) {
-    if (cpuid.entries[i].function == 0x80000001) {
-      return (cpuid.entries[i].edx >> 26 & 1) != 0;
-    }
-  }
-  return false;
-}
-
 machine::Entry load(const Configuration& configuration, const machine::GuestMemory& memory) {
   machine::BootSource source;
   source.image = CASEMATE_FD_GUEST;
@@ -84,7 +77,7 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   source.argument_count = configuration.argument_count;
   source.arguments = configuration.arguments;
   source.cpl = configuration.cpl;
-  source.has_huge_pages = has_huge_pages(*configuration.cpuid);
+  source.has_huge_pages = machine::has_huge_pages(*configuration.cpuid);
   machine::Entry entry;
   if (const auto error = machine::load_guest(source, memory, entry)) {
     fail(CASEMATE_SETUP_GUEST, error.system, error.reason);
@@ -100,7 +93,7 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   timeline.stamp(CASEMATE_STAMP_CONFIGURED);
 
   // Before the filter, which then need not allow what this takes.
-  if (const auto error = raise_on_control()) {
+  if (const auto error = prepare_control_signal()) {
     fail(CASEMATE_SETUP_DESCRIPTORS, error, CASEMATE_FD_CONTROL);
   }
   check(CASEMATE_SETUP_JAIL, confine_process(configuration));
@@ -129,7 +122,8 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
       take(CASEMATE_SETUP_VCPU, vm.create_vcpu(0, static_cast<std::size_t>(run_size)));
   interrupt_on_control(vcpu);
   check(CASEMATE_SETUP_VCPU, vcpu.set_cpuid2(configuration.cpuid));
-  check(CASEMATE_SETUP_VCPU, vcpu.set_sregs(machine::entry_system_registers(configuration.cpl)));
+  check(CASEMATE_SETUP_VCPU, vcpu.set_sregs(machine::entry_system_registers(
+                                 configuration.cpl, machine::is_amd(*configuration.cpuid))));
   timeline.stamp(CASEMATE_STAMP_VCPU);
 
   // The last filter: from here on everything comes from the guest. Its image is read
@@ -141,6 +135,7 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
 
   await_run();
   timeline.stamp(CASEMATE_STAMP_RUN);
+  start_control_signal();
   const bool has_console = configuration.has(CASEMATE_CONFIGURE_CONSOLE);
   const machine::Console console(has_console ? CASEMATE_FD_CONSOLE_OUT : -1,
                                  has_console ? CASEMATE_FD_CONSOLE_IN : -1, CASEMATE_FD_CONTROL);

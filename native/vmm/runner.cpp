@@ -141,9 +141,9 @@ void Runner::read_registers(casemate_exited& exited) const {
     return;
   }
   exited.has_registers = 1;
-  exited.registers = {regs.rax,  regs.rbx,  regs.rcx,  regs.rdx,  regs.rsi, regs.rdi,
-                      regs.rsp,  regs.rbp,  regs.r8,   regs.r9,   regs.r10, regs.r11,
-                      regs.r12,  regs.r13,  regs.r14,  regs.r15,  regs.rip, regs.rflags,
+  exited.registers = {regs.rax,  regs.rbx,  regs.rcx,  regs.rdx,  regs.rsi,  regs.rdi,
+                      regs.rsp,  regs.rbp,  regs.r8,   regs.r9,   regs.r10,  regs.r11,
+                      regs.r12,  regs.r13,  regs.r14,  regs.r15,  regs.rip,  regs.rflags,
                       sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer};
 }
 

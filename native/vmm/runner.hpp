@@ -14,8 +14,8 @@ namespace casemate::vmm {
 /// Runs a vCPU until its guest ends, and says how it ended.
 class Runner {
 public:
-  Runner(const kvm::Vcpu& vcpu, const machine::GuestMemory& memory,
-         const machine::Console& console, Timeline& timeline, bool start_paused)
+  Runner(const kvm::Vcpu& vcpu, const machine::GuestMemory& memory, const machine::Console& console,
+         Timeline& timeline, bool start_paused)
       : vcpu_(vcpu), memory_(memory), hypercalls_(memory, console), timeline_(timeline),
         start_paused_(start_paused) {}
 
@@ -28,8 +28,7 @@ private:
   void ring_doorbell();
   void read_registers(casemate_exited& exited) const;
   [[noreturn]] void end_with_fault();
-  [[noreturn]] void end(casemate_exit_reason reason, std::uint32_t code,
-                        std::uint64_t address = 0);
+  [[noreturn]] void end(casemate_exit_reason reason, std::uint32_t code, std::uint64_t address = 0);
   [[noreturn]] void finish(casemate_exited& exited, casemate_exit_reason reason);
 
   const kvm::Vcpu& vcpu_;

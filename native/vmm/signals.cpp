@@ -62,16 +62,17 @@ void report(int, siginfo_t* info, void* context) {
 
 } // namespace
 
-sys::SysError raise_on_control() {
+sys::SysError prepare_control_signal() {
   if (auto error = handle(SIGIO, interrupt)) {
     return error;
   }
   const long self = sys::call(__NR_getpid);
-  if (auto error =
-          sys::check("fcntl", sys::call(__NR_fcntl, CASEMATE_FD_CONTROL, F_SETOWN, self))) {
-    return error;
-  }
-  return sys::check("fcntl", sys::call(__NR_fcntl, CASEMATE_FD_CONTROL, F_SETFL, O_RDWR | FASYNC));
+  return sys::check("fcntl", sys::call(__NR_fcntl, CASEMATE_FD_CONTROL, F_SETOWN, self));
+}
+
+void start_control_signal() {
+  sys::call(__NR_fcntl, CASEMATE_FD_CONTROL, F_SETFL, O_RDWR | FASYNC);
+  raised = true; // for what came before, and raised no signal
 }
 
 void interrupt_on_control(const kvm::Vcpu& vcpu) { interrupted = &vcpu; }

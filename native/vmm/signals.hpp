@@ -6,14 +6,18 @@
 
 namespace casemate::vmm {
 
-/// Has the kernel raise SIGIO whenever there is something on the control socket, its
-/// hang-up too: that gets the vCPU out of guest code without a second thread. fcntl(2)
-sys::SysError raise_on_control();
+/// Makes SIGIO interrupt what waits, and this process the one to get it.
+sys::SysError prepare_control_signal();
+
+/// From here on the kernel raises SIGIO whenever there is something on the control
+/// socket, its hang-up too: that gets the vCPU out of guest code without a second
+/// thread. Not before the guest is to run: set-up is not to be interrupted. fcntl(2)
+void start_control_signal();
 
 /// The vCPU whose KVM_RUN the signal is to end. There must not be another.
 void interrupt_on_control(const kvm::Vcpu& vcpu);
 
-/// Whether there was such a signal since the last call. Where one comes behind this,
+/// Whether there is to be looked at the control socket. Where one comes behind this,
 /// the next KVM_RUN returns at once: none is lost.
 bool take_control_signal();
 

@@ -90,6 +90,13 @@ export function parseJail(options: unknown = {}): Jail {
       return [name, state];
     }),
   ) as Record<LayerName, LayerState>;
+  for (const name of ['landlock', 'seccomp'] as const) {
+    if (layers[name] === 'off' || layers.noNewPrivs === 'required') continue;
+    throw new CasemateError('ERR_CASEMATE_INVALID_OPTION', `The layer ${name} needs noNewPrivs`, {
+      step: `options.jail.layers.${name}`,
+      remedy: `Require noNewPrivs, or switch ${name} off as well.`,
+    });
+  }
   const hostname = string('options.jail.hostname', given.hostname ?? 'casemate');
   if (hostname.length === 0 || Buffer.byteLength(hostname) > 64) {
     throw invalid('options.jail.hostname', 'a host name of 1 to 64 bytes', hostname);

@@ -9,18 +9,29 @@ import { Duplex } from 'node:stream';
 export class Console extends Duplex {
   readonly #output: Socket;
   readonly #input: Socket;
+  #guestIsGone = false;
 
   constructor(output: number, input: number) {
     super({ allowHalfOpen: true, emitClose: true });
     this.#output = new Socket({ fd: output, readable: true, writable: false });
     this.#input = new Socket({ fd: input, readable: false, writable: true });
     this.#output.on('data', (chunk: Buffer) => {
-      if (!this.push(chunk)) this.#output.pause();
+      if (!this.push(chunk) && !this.#guestIsGone) this.#output.pause();
     });
     // Broken off is ended, too: the monitor was killed. 'close' comes after either.
     this.#output.on('error', () => {});
     this.#output.on('close', () => this.push(null));
     this.#input.on('error', () => this.#input.destroy());
+  }
+
+  /**
+   * The guest is gone. What it wrote last is taken into memory, a socket's buffer at most: a VM that has ended holds no
+   * descriptors, whether anybody reads its console or not.
+   */
+  guestIsGone(): void {
+    this.#guestIsGone = true;
+    this.#input.destroy();
+    this.#output.resume();
   }
 
   override _read(): void {

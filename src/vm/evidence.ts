@@ -51,8 +51,32 @@ const namespaceLayers: readonly (readonly [LayerName, NamespaceKind])[] = [
   ['timeNamespace', 'time'],
 ];
 
-/** Reads the evidence of a running monitor. @internal */
-export function readEvidence(pid: number, request: EvidenceRequest): Evidence {
+/**
+ * Reads the evidence of a monitor; undefined where it ended meanwhile, for what could then not be read says nothing
+ * of its jail. Its pid cannot be another process's: it has not been reaped yet.
+ * @internal
+ */
+export function readEvidence(pid: number, request: EvidenceRequest): Evidence | undefined {
+  try {
+    const evidence = read(pid, request);
+    return hasEnded(pid) ? undefined : evidence;
+  } catch (error) {
+    if (isSystemError(error) && hasEnded(pid)) return undefined;
+    throw error;
+  }
+}
+
+/** PF_EXITING of linux/sched.h: set before a task gives up the first of its parts, long before it is a zombie. */
+const exiting = 0x4;
+
+/** proc_pid_stat(5): pid (name) state ppid pgrp session tty_nr tpgid flags ... */
+function hasEnded(pid: number): boolean {
+  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  const flags = stat.slice(stat.lastIndexOf(')') + 2).split(' ')[6];
+  return (Number(flags) & exiting) !== 0;
+}
+
+function read(pid: number, request: EvidenceRequest): Evidence {
   const reader = new Reader(pid, request);
   const layers = [
     ...namespaceLayers.map(([layer, kind]) => reader.namespace(layer, kind)),

@@ -128,6 +128,8 @@ async function awaitDoorbell(
   vm.once('exit', (exit) => channels.exit.publish({ id, vm, exit }));
   const onAbort = () => vm.end({ reason: 'killed' });
   signal?.addEventListener('abort', onAbort, { once: true });
+  // It may have been aborted where nobody listened: between the launcher's answer and now, or by a subscriber of ours.
+  if (signal?.aborted) onAbort();
   const elapsedMs = Number(process.hrtime.bigint() - t0) / 1e6;
   const startLimit = setTimeout(() => vm.end({ reason: 'timeout' }), options.startTimeoutMs - elapsedMs);
   const lifeLimit =
@@ -140,7 +142,8 @@ async function awaitDoorbell(
   });
   const stamps = await Promise.race([doorbell, vm.exited.then(() => undefined)]);
   clearTimeout(startLimit);
-  if (stamps === undefined) throw await startError(vm, options);
+  // Aborted before this promise resolves is aborted, though the guest may have rung just before it was killed.
+  if (stamps === undefined || signal?.aborted) throw await startError(vm, options);
   const t2 = process.hrtime.bigint();
   vm.launched(() => timeline(t0, t2, outcome.steps, stamps));
   return vm;

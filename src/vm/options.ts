@@ -18,7 +18,7 @@ export interface LaunchOptions {
   args?: readonly string[];
   /** A buffer that the guest finds in its memory, read-write, a private copy. */
   input?: FileSource;
-  /** Memory of the guest in MiB, even, 4 to 65536. Default 16. */
+  /** Memory of the guest in MiB, even, 8 to 65536. Default 16. */
   memoryMib?: number;
   /** Privilege level that the guest runs at: 3, native on every kind of KVM (the default), or 0. */
   cpl?: 0 | 3;
@@ -86,7 +86,7 @@ const maxArgumentsSize = 65536;
 export function parseOptions(options: unknown): ParsedOptions {
   const given = object('options', options, known);
   const name = string('options.name', given.name ?? 'guest');
-  const memoryMib = integer('options.memoryMib', given.memoryMib ?? 16, 4, 65536);
+  const memoryMib = integer('options.memoryMib', given.memoryMib ?? 16, 8, 65536);
   if (memoryMib % 2 !== 0) throw invalid('options.memoryMib', 'an even number (pages are of 2 MiB)', memoryMib);
   const cpl = given.cpl ?? 3;
   if (cpl !== 0 && cpl !== 3) throw invalid('options.cpl', '0 or 3', cpl);

@@ -50,7 +50,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   readonly #resolveExited: (exit: VmExit) => void;
   #state: VmState = 'starting';
   #timeline: (() => Timeline) | undefined;
-  #console: Duplex | undefined;
+  #console: Console | undefined;
   /** Why we killed it, where we did. */
   #ending: VmExit | undefined;
   #guestExit: ExitedEvent | undefined;
@@ -102,7 +102,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     return this.#console;
   }
 
-  #openConsole(): Duplex {
+  #openConsole(): Console {
     const { console, child } = this.#parts;
     if (console === undefined) {
       throw new CasemateError('ERR_CASEMATE_STATE', "This VM was launched with console: 'ignore'", {
@@ -169,14 +169,15 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
    * @throws CasemateError ERR_CASEMATE_CLOSED where the VM has ended.
    */
   async evidence(): Promise<Evidence> {
-    if (this.#state === 'exited') throw this.#closed('The VM has ended');
-    return readEvidence(this.pid, this.#parts.evidence);
+    const evidence = this.#state === 'exited' ? undefined : readEvidence(this.pid, this.#parts.evidence);
+    if (evidence === undefined) throw this.#closed('The VM has ended');
+    return evidence;
   }
 
   /** {@link Vm.kill}, as the end of an `await using` scope. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.kill();
-    if (this.#parts.console !== undefined) this.console.destroy();
+    this.#console?.destroy();
   }
 
   /** What the monitor said of a set-up that failed, or what was wrong with its messages. @internal */
@@ -230,8 +231,13 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       this.#guestExit !== undefined && this.#violation === undefined
         ? exitOf(this.#guestExit)
         : (this.#ending ?? crashOf(code, signal, this.#blockedSyscall));
+    if (this.#parts.console !== undefined) {
+      this.#console ??= this.#openConsole();
+      this.#console.guestIsGone();
+    }
     this.#resolveExited(exit);
-    this.emit('exit', exit);
+    // Later than what follows from `launch()` and `exited`: who listens as soon as he has the VM hears of its end.
+    setImmediate(() => this.emit('exit', exit));
   }
 
   #closed(message: string): CasemateError {

@@ -2,9 +2,9 @@
  * again; in nanoseconds. */
 #include "casemate-guest.h"
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   uint64_t ms = 0;
-  for (const char *digit = argc > 1 ? argv[1] : ""; *digit != 0; ++digit) {
+  for (const char* digit = argc > 1 ? argv[1] : ""; *digit != 0; ++digit) {
     ms = ms * 10 + (uint64_t)(*digit - '0');
   }
   uint64_t start = casemate_time_ns();

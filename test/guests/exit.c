@@ -2,9 +2,9 @@
  * help of main()'s return. */
 #include "casemate-guest.h"
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   int code = 0;
-  for (const char *digit = argc > 1 ? argv[1] : ""; *digit != 0; ++digit) {
+  for (const char* digit = argc > 1 ? argv[1] : ""; *digit != 0; ++digit) {
     code = code * 10 + (*digit - '0');
   }
   if (argc > 2) {

@@ -4,19 +4,19 @@
 
 #include "casemate-guest.h"
 
-static int is(const char *left, const char *right) {
+static int is(const char* left, const char* right) {
   return strlen(left) == strlen(right) && memcmp(left, right, strlen(left)) == 0;
 }
 
 /* Each call needs a frame of its own, and nothing of it can be optimised away. */
-__attribute__((noinline)) static int overflow(volatile int *depth) {
+__attribute__((noinline)) static int overflow(volatile int* depth) {
   volatile int frame[256];
   frame[0] = *depth + 1;
   return frame[0] > 0 ? overflow(frame) + frame[0] : 0;
 }
 
-int main(int argc, char **argv) {
-  const char *kind = argc > 1 ? argv[1] : "";
+int main(int argc, char** argv) {
+  const char* kind = argc > 1 ? argv[1] : "";
   int zero = 0;
   if (is(kind, "ud2")) {
     __asm__ volatile("ud2");

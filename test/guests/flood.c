@@ -3,9 +3,9 @@
 
 static unsigned char mebibyte[1 << 20];
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   uint64_t count = 0;
-  for (const char *digit = argc > 1 ? argv[1] : ""; *digit != 0; ++digit) {
+  for (const char* digit = argc > 1 ? argv[1] : ""; *digit != 0; ++digit) {
     count = count * 10 + (uint64_t)(*digit - '0');
   }
   for (size_t i = 0; i < sizeof mebibyte; ++i) {

@@ -5,14 +5,14 @@
 
 #include "casemate-guest.h"
 
-static void print(const char *name, uint64_t value) {
+static void print(const char* name, uint64_t value) {
   casemate_print(name);
   casemate_print(" ");
   casemate_print_number(value);
   casemate_print("\n");
 }
 
-static void print_bytes(const char *name, const uint8_t *bytes, size_t size) {
+static void print_bytes(const char* name, const uint8_t* bytes, size_t size) {
   char digits[64];
   for (size_t i = 0; i < size; ++i) {
     digits[2 * i] = "0123456789abcdef"[bytes[i] >> 4];
@@ -26,8 +26,8 @@ static void print_bytes(const char *name, const uint8_t *bytes, size_t size) {
 
 /* First and last page: zero before, and they keep what is written. */
 static int is_memory(uint64_t start, uint64_t size) {
-  volatile uint64_t *first = (volatile uint64_t *)(uintptr_t)start;
-  volatile uint64_t *last = (volatile uint64_t *)(uintptr_t)(start + size - 8);
+  volatile uint64_t* first = (volatile uint64_t*)(uintptr_t)start;
+  volatile uint64_t* last = (volatile uint64_t*)(uintptr_t)(start + size - 8);
   if (*first != 0 || *last != 0) {
     return 0;
   }
@@ -36,8 +36,8 @@ static int is_memory(uint64_t start, uint64_t size) {
   return *first == start && *last == size;
 }
 
-int main(int argc, char **argv) {
-  const struct casemate_boot_info *info = casemate_boot_info;
+int main(int argc, char** argv) {
+  const struct casemate_boot_info* info = casemate_boot_info;
   uint16_t selector;
   __asm__("mov %%cs, %0" : "=r"(selector));
   if (info->magic != CASEMATE_GUEST_MAGIC || info->version != CASEMATE_GUEST_VERSION ||

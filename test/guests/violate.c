@@ -4,7 +4,7 @@
 
 #include "casemate-guest.h"
 
-static int is(const char *left, const char *right) {
+static int is(const char* left, const char* right) {
   return strlen(left) == strlen(right) && memcmp(left, right, strlen(left)) == 0;
 }
 
@@ -15,8 +15,8 @@ static void transfer(unsigned port, uint64_t address, uint64_t size, uint64_t fl
   __asm__ volatile("outl %0, %w1" : : "a"((uint32_t)(uintptr_t)&transfer), "d"(port) : "memory");
 }
 
-int main(int argc, char **argv) {
-  const char *kind = argc > 1 ? argv[1] : "";
+int main(int argc, char** argv) {
+  const char* kind = argc > 1 ? argv[1] : "";
   const uint64_t end = casemate_boot_info->memory_size;
   const uint64_t here = (uintptr_t)&byte;
   if (is(kind, "wild-request")) { /* the struct itself is not in RAM */
@@ -50,9 +50,9 @@ int main(int argc, char **argv) {
   } else if (is(kind, "exit-code")) {
     CASEMATE_HYPERCALL(CASEMATE_PORT_EXIT, 256);
   } else if (is(kind, "mmio")) { /* at CPL 0, by a page of its own behind RAM */
-    volatile uint64_t *directory = (volatile uint64_t *)0x1fc000;
+    volatile uint64_t* directory = (volatile uint64_t*)0x1fc000;
     directory[511] = 0xc0000000u | 0x87;
-    *(volatile uint32_t *)(511ull << 21) = 1;
+    *(volatile uint32_t*)(511ull << 21) = 1;
   }
   return 99;
 }

@@ -1,5 +1,9 @@
 import { readdirSync, readlinkSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
 import { warmUp } from 'casemate';
+import { devNull } from '#lib/jail/launcher.js';
+import { kvmDevice } from '#lib/vm/kvm-device.js';
+import { has } from './index.js';
 import { childrenOf, descriptorsOf, ifThere, namespaceKinds, readProc, within } from './proc.js';
 
 /** What a launch could leave behind in this process and on its host. */
@@ -44,22 +48,28 @@ function difference(before: Holdings, after: Holdings): string[] {
   ]);
 }
 
+/** What a Node keeps that has launched once: its pools, full, and the two devices that it opens once. */
+async function settled(): Promise<void> {
+  await warmUp();
+  devNull();
+  if (has('kvm')) kvmDevice(undefined);
+}
+
 /**
  * What `body` changes of this process's children, descriptors, mounts and namespaces: nothing, if all is well. The
- * launcher's pools are full before and after, and the kernel may take a second for its part.
+ * pools are full before and after, and what is closed by way of the event loop or the kernel has a moment for that.
  */
 export async function leaks(body: () => unknown): Promise<string[]> {
-  await warmUp();
+  await settled();
   let before = holdings();
-  // A helper task of the pools may be in its last moments.
-  await within(1000, () => {
+  for (let quiet = 0; quiet < 5; ) {
+    await delay(10);
     const now = holdings();
-    const still = difference(before, now).length === 0;
+    quiet = difference(before, now).length === 0 ? quiet + 1 : 0;
     before = now;
-    return still;
-  });
+  }
   await body();
-  await warmUp();
+  await settled();
   let left: string[] = [];
   await within(2000, () => {
     left = difference(before, holdings());

@@ -84,8 +84,9 @@ export class Spawned implements AsyncDisposable {
   }
 }
 
-function closed(socket: Socket): Promise<void> {
-  return new Promise((resolve) => {
+async function closed(socket: Socket): Promise<void> {
+  if (socket.closed) return;
+  await new Promise<void>((resolve) => {
     socket.once('close', () => resolve());
     socket.destroy();
   });

@@ -7,6 +7,12 @@ import { refused, run } from '../helpers/vm.js';
 
 const test = requires('kvm');
 
+// By itself: its time runs from launch() on, and a launch among many takes long.
+test.serial('timeoutMs ends a VM, and is the reason', async (t) => {
+  await using vm = await launch({ guest: guest('spin'), timeoutMs: 1000 });
+  t.deepEqual(await vm.exited, { reason: 'timeout' });
+});
+
 for (const code of [0, 7, 255]) {
   test(`a guest's exit code ${code} arrives, from main() and from an exit in the middle`, async (t) => {
     const expected = { output: '', exit: { reason: 'exit', code } } as const;
@@ -102,11 +108,6 @@ test('kill() after a guest has exited keeps the reason of its end', async (t) =>
   const vm = await launch({ guest: guest('exit'), args: ['3'] });
   t.deepEqual(await vm.exited, { reason: 'exit', code: 3 });
   t.deepEqual(await vm.kill(), { reason: 'exit', code: 3 });
-});
-
-test('timeoutMs ends a VM, and is the reason', async (t) => {
-  await using vm = await launch({ guest: guest('spin'), timeoutMs: 1000 });
-  t.deepEqual(await vm.exited, { reason: 'timeout' });
 });
 
 test('a guest that makes no hypercall within startTimeoutMs, or timeoutMs, is no VM', async (t) => {

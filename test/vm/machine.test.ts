@@ -2,7 +2,7 @@
 import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { flat, guest } from '../helpers/guests.js';
+import { guest } from '../helpers/guests.js';
 import { requires } from '../helpers/index.js';
 import { refused, run } from '../helpers/vm.js';
 
@@ -40,10 +40,9 @@ for (const cpl of [0, 3] as const) {
   });
 
   test(`a flat guest runs at CPL ${cpl}`, async (t) => {
-    // out 0xe0, eax; mov eax, cs; and eax, 3; out 0xec, eax
-    const image = flat('e7e0 8cc8 83e003 e7ec');
-    t.deepEqual((await run({ guest: image, cpl })).exit, { reason: 'exit', code: cpl });
-    t.deepEqual((await run({ guest: image, cpl, format: 'flat' })).exit, { reason: 'exit', code: cpl });
+    const expected = { output: `A flat binary at privilege level ${cpl}\n`, exit: { reason: 'exit', code: cpl } } as const;
+    t.deepEqual(await run({ guest: guest('flat', 'bin'), cpl }), expected);
+    t.deepEqual(await run({ guest: guest('flat', 'bin'), cpl, format: 'flat' }), expected);
   });
 }
 

@@ -1,0 +1,64 @@
+/** Scripts in Node processes of their own, looked at from outside: how they end, and what they leave. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { basename } from 'node:path';
+import { text } from 'node:stream/consumers';
+import { root } from './index.js';
+import { ifThere, isAlive, within } from './proc.js';
+
+/** What each script finds. */
+const prelude = `
+import { once } from 'node:events';
+import { setImmediate as immediate, setTimeout as delay } from 'node:timers/promises';
+import { Worker } from 'node:worker_threads';
+import { launch } from 'casemate';
+import { flat, guest } from '${new URL('guests.js', import.meta.url)}';
+import { leaks } from '${new URL('leaks.js', import.meta.url)}';
+import { childrenOf, isAlive, within } from '${new URL('proc.js', import.meta.url)}';
+const tell = (value) => process.stdout.write(JSON.stringify(value) + '\\n');
+`;
+
+export interface Ended {
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  /** What it told, in order. */
+  readonly told: readonly unknown[];
+  readonly errors: string;
+}
+
+/** Runs an ES module to its end; `meanwhile` gets the process at once. */
+export async function script(source: string, meanwhile?: (child: ChildProcess) => void): Promise<Ended> {
+  const child = spawn(process.execPath, ['--input-type=module', '-e', prelude + source], {
+    cwd: root,
+    stdio: ['ignore', 'pipe', 'pipe'],
+    timeout: 60_000,
+    killSignal: 'SIGKILL',
+  });
+  meanwhile?.(child);
+  const closed = new Promise<[number | null, NodeJS.Signals | null]>((resolve) => {
+    child.on('close', (code, signal) => resolve([code, signal]));
+  });
+  const [output, errors, [code, signal]] = await Promise.all([text(child.stdout), text(child.stderr), closed]);
+  const told = output.split('\n').filter(Boolean).map((line) => JSON.parse(line) as unknown);
+  return { code, signal, told, errors };
+}
+
+/** Monitors whose Node is gone. */
+function orphans(): number[] {
+  return readdirSync('/proc')
+    .map(Number)
+    .filter((pid) => {
+      const stat = Number.isNaN(pid) ? undefined : ifThere(() => readFileSync(`/proc/${pid}/stat`, 'utf8'));
+      const [, name, parent] = /^\d+ \((.*)\) \S (\d+)/.exec(stat ?? '') ?? [];
+      if (name !== 'casemate-vmm') return false;
+      const program = ifThere(() => readlinkSync(`/proc/${parent}/exe`)) ?? '';
+      return basename(program) !== basename(process.execPath);
+    });
+}
+
+/** Waits, a second at most, until the monitors of Nodes that are gone are gone too; those that are not. */
+export async function orphansLeft(): Promise<number[]> {
+  const found = orphans();
+  await within(1000, () => !found.some(isAlive));
+  return found.filter(isAlive);
+}
