@@ -2,7 +2,6 @@
 
 #include "addon/errors.hpp"
 #include "sys/syscall.hpp"
-#include "vmm/wire.h"
 
 #include <cerrno>
 #include <sys/socket.h>

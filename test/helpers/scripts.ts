@@ -9,13 +9,30 @@ import { ifThere, isAlive, within } from './proc.js';
 /** What each script finds. */
 const prelude = `
 import { once } from 'node:events';
+import { readdirSync } from 'node:fs';
 import { setImmediate as immediate, setTimeout as delay } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
-import { launch } from 'casemate';
-import { flat, guest } from '${new URL('guests.js', import.meta.url)}';
-import { leaks } from '${new URL('leaks.js', import.meta.url)}';
-import { childrenOf, isAlive, within } from '${new URL('proc.js', import.meta.url)}';
+import { launch, warmUp } from 'casemate';
+import { guest } from '${new URL('guests.js', import.meta.url)}';
+import { childrenOf, descriptorsOf, isAlive, within } from '${new URL('proc.js', import.meta.url)}';
 const tell = (value) => process.stdout.write(JSON.stringify(value) + '\\n');
+const holdings = () => ({
+  descriptors: descriptorsOf('self').size,
+  children: childrenOf('self').length,
+  threads: readdirSync('/proc/self/task').length,
+});
+/** What this process holds before and after doing something again. */
+async function again(body) {
+  await body();
+  await warmUp();
+  let before = holdings();
+  await within(1000, () => JSON.stringify(before) === JSON.stringify((before = holdings())));
+  await body();
+  await warmUp();
+  let after;
+  await within(2000, () => JSON.stringify(before) === JSON.stringify((after = holdings())));
+  return [before, after];
+}
 `;
 
 export interface Ended {
