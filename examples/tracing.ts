@@ -1,6 +1,6 @@
 // Follows every launch and every end in this process, from outside the code that launches.
 import { subscribe } from 'node:diagnostics_channel';
-import { describeExit, type ExitMessage, launch, type LaunchMessage } from 'casemate';
+import { describeExit, type ExitMessage, type LaunchMessage, launch } from 'casemate';
 
 subscribe('tracing:casemate:launch:asyncEnd', (message) => {
   const { id, vm } = message as LaunchMessage;

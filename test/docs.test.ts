@@ -20,9 +20,9 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { basename, dirname, join, relative } from 'node:path';
+import ava from 'ava';
 import { CasemateError, launch } from 'casemate';
 import { layerNames } from 'casemate/jail';
-import ava from 'ava';
 import ts from 'typescript';
 import { type Capability, requires, root } from './helpers/index.js';
 
@@ -46,8 +46,6 @@ interface Document {
   readonly prose: string;
   readonly blocks: readonly Block[];
 }
-
-const runnable: ReadonlySet<string> = new Set(['ts', 'js', 'sh']);
 
 function readDocument(path: string): Document {
   const prose: string[] = [];
@@ -98,9 +96,18 @@ function document(path: string): Document {
 
 // ---- What is run ------------------------------------------------------------------
 
+/** How the file of a block is run. */
+const commands = {
+  ts: (file: string) => [process.execPath, join(folder, 'compiled', file.replace(/ts$/, 'js'))],
+  js: (file: string) => [process.execPath, join(folder, 'sources', file)],
+  sh: (file: string) => ['sh', '-eu', join(folder, 'sources', file)],
+};
+
+type Language = keyof typeof commands;
+
 interface Program {
   readonly name: string;
-  readonly language: string;
+  readonly language: Language;
   readonly text: string;
   readonly needs: readonly Capability[];
   readonly prints: string | undefined;
@@ -109,13 +116,13 @@ interface Program {
 const programs: readonly Program[] = [
   ...documents
     .flatMap(({ blocks }) => blocks)
-    .filter(({ language, excuse }) => runnable.has(language) && excuse === undefined)
-    .map(({ name, language, text, needs, prints }) => ({ name, language, text, needs, prints })),
+    .filter(({ language, excuse }) => language in commands && excuse === undefined)
+    .map(({ name, language, text, needs, prints }) => ({ name, language: language as Language, text, needs, prints })),
   ...readdirSync(join(root, 'examples'))
     .filter((name) => name.endsWith('.ts'))
     .map((name) => ({
       name: `examples/${name}`,
-      language: 'ts',
+      language: 'ts' as const,
       text: readFileSync(join(root, 'examples', name), 'utf8'),
       needs: [],
       prints: undefined,
@@ -146,7 +153,7 @@ function prepare(): void {
   }
 }
 
-/** What tsc has to say of each program, by its file's name. TypeScript is compiled into `compiled/` on the way. */
+/** What tsc has to say of the TypeScript among them, by the file's name. It is compiled into `compiled/` on the way. */
 function compile(): ReadonlyMap<string, string[]> {
   const sources = join(folder, 'sources');
   mkdirSync(sources);
@@ -186,8 +193,8 @@ interface Ended {
   readonly stderr: string;
 }
 
-function run(command: string, args: readonly string[]): Promise<Ended> {
-  const child = spawn(command, args, {
+function run([program, ...args]: readonly string[]): Promise<Ended> {
+  const child = spawn(program as string, args, {
     cwd: folder,
     env: { ...process.env, PATH: `${join(folder, 'node_modules/.bin')}:${process.env.PATH}` },
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -221,8 +228,7 @@ ava('every block of TypeScript, and every example, passes the type checker', (t)
 
 for (const program of programs) {
   requires('kvm', 'userns', 'gcc', ...program.needs).serial(`${program.name} runs`, async (t) => {
-    const file = fileOf(program);
-    const { code, stdout, stderr } = await run(...(commands[program.language]?.(file) ?? []));
+    const { code, stdout, stderr } = await run(commands[program.language](fileOf(program)));
     t.is(code, 0, stderr);
     if (program.prints !== undefined) t.is(stdout, program.prints);
   });
@@ -309,6 +315,6 @@ ava('the changelog has the version of the package', (t) => {
 
 ava('the API documentation is generated without a warning', async (t) => {
   const typedoc = join(root, 'node_modules/typedoc/bin/typedoc');
-  const { code, stdout, stderr } = await run(process.execPath, [typedoc, '--options', root, '--emit', 'none']);
+  const { code, stdout, stderr } = await run([process.execPath, typedoc, '--options', root, '--emit', 'none']);
   t.is(code, 0, stdout + stderr);
 });

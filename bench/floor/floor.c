@@ -21,33 +21,31 @@
 #include <linux/capability.h>
 #include <linux/close_range.h>
 #include <linux/keyctl.h>
+#include <linux/mman.h>
 #include <linux/mount.h>
 #include <linux/prctl.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
-#include <linux/securebits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-static void die(const char *what) {
+static void die(const char* what) {
   perror(what);
   exit(1);
 }
 
-static long must(const char *what, long result) {
+static long must(const char* what, long result) {
   if (result < 0) {
     die(what);
   }
@@ -77,18 +75,22 @@ struct rule {
   uint32_t number, argument, count, values[12];
 };
 
-#define SENT_TO 0, 2, {CONTROL, CONSOLE_OUT}
-#define RECEIVED_FROM 0, 2, {CONTROL, CONSOLE_IN}
+#define SENT_TO                                                                                    \
+  0, 2, { CONTROL, CONSOLE_OUT }
+#define RECEIVED_FROM                                                                              \
+  0, 2, { CONTROL, CONSOLE_IN }
 
 static const struct rule setup_rules[] = {
     {__NR_close},
     {__NR_mmap, 2, 1, {PROT_READ | PROT_WRITE}},
     {__NR_munmap},
     {__NR_rt_sigreturn},
-    {__NR_ioctl, 1, 12,
+    {__NR_ioctl,
+     1,
+     12,
      {KVM_CREATE_VM, KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR, KVM_ENABLE_CAP,
-      KVM_GET_VCPU_MMAP_SIZE, KVM_CREATE_VCPU, KVM_SET_SREGS, KVM_SET_REGS, KVM_SET_CPUID2,
-      KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS}},
+      KVM_GET_VCPU_MMAP_SIZE, KVM_CREATE_VCPU, KVM_SET_SREGS, KVM_SET_REGS, KVM_SET_CPUID2, KVM_RUN,
+      KVM_GET_REGS, KVM_GET_SREGS}},
     {__NR_pread64, 0, 2, {5, 8}},
     {__NR_madvise, 2, 1, {23}},
     {__NR_sendto, SENT_TO},
@@ -118,37 +120,37 @@ static const struct rule guest_rules[] = {
 /* Numbers from `first` on; no rule: refused. */
 struct interval {
   uint32_t first;
-  const struct rule *rule;
+  const struct rule* rule;
 };
 
 /* A binary search over intervals: its depth is what an installation costs. */
-static struct sock_filter *search(struct sock_filter *out, const struct interval *list, int count) {
+static struct sock_filter* search(struct sock_filter* out, const struct interval* list, int count) {
   if (count > 1) {
-    struct sock_filter *right = search(out + 1, list, count / 2);
+    struct sock_filter* right = search(out + 1, list, count / 2);
     *out = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, list[count / 2].first,
                                         (uint8_t)(right - out - 1), 0);
     return search(right, list + count / 2, count - count / 2);
   }
-  const struct rule *rule = list->rule;
+  const struct rule* rule = list->rule;
   if (rule != NULL && rule->count > 0) {
-    *out++ = (struct sock_filter)BPF_STMT(
-        BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args) + 8 * rule->argument);
+    *out++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+                                          offsetof(struct seccomp_data, args) + 8 * rule->argument);
     for (uint32_t i = 0; i < rule->count; ++i) {
       *out++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, rule->values[i],
                                             (uint8_t)(rule->count - i), 0);
     }
     *out++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
   }
-  *out++ = (struct sock_filter)BPF_STMT(
-      BPF_RET | BPF_K, rule != NULL ? SECCOMP_RET_ALLOW : SECCOMP_RET_KILL_PROCESS);
+  *out++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, rule != NULL ? SECCOMP_RET_ALLOW
+                                                                      : SECCOMP_RET_KILL_PROCESS);
   return out;
 }
 
-static struct sock_filter *filter(struct sock_filter *out, const struct rule *rules, int count) {
+static struct sock_filter* filter(struct sock_filter* out, const struct rule* rules, int count) {
   struct interval list[64];
   int intervals = 0;
   uint32_t next = 0;
-  for (const struct rule *rule = rules; rule < rules + count; ++rule) {
+  for (const struct rule* rule = rules; rule < rules + count; ++rule) {
     if (rule->number > next) {
       list[intervals++] = (struct interval){next, NULL};
     }
@@ -156,16 +158,18 @@ static struct sock_filter *filter(struct sock_filter *out, const struct rule *ru
     next = rule->number + 1;
   }
   list[intervals++] = (struct interval){next, NULL};
-  *out++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
+  *out++ =
+      (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
   *out++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0);
   *out++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
-  *out++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+  *out++ =
+      (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
   return search(out, list, intervals);
 }
 
 /* ---- Before a launch ---------------------------------------------------------- */
 
-static void write_proc(const char *path, const char *text) {
+static void write_proc(const char* path, const char* text) {
   int fd = (int)must(path, openat(proc, path, O_WRONLY | O_CLOEXEC));
   must(path, write(fd, text, strlen(text)));
   close(fd);
@@ -182,17 +186,18 @@ static void configure(void) {
   configuration.landlock[1] = abi >= 4 ? 3 : 0;
   configuration.landlock[2] = abi >= 6 ? 3 : 0;
 
-  struct sock_filter *first = (struct sock_filter *)configuration.rest;
-  struct sock_filter *second = filter(first, setup_rules, sizeof setup_rules / sizeof *setup_rules);
-  struct sock_filter *end = filter(second, guest_rules, sizeof guest_rules / sizeof *guest_rules);
+  struct sock_filter* first = (struct sock_filter*)configuration.rest;
+  struct sock_filter* second = filter(first, setup_rules, sizeof setup_rules / sizeof *setup_rules);
+  struct sock_filter* end = filter(second, guest_rules, sizeof guest_rules / sizeof *guest_rules);
   configuration.filter_length[0] = (uint64_t)(second - first);
   configuration.filter_length[1] = (uint64_t)(end - second);
 
-  struct kvm_cpuid2 *cpuid = (struct kvm_cpuid2 *)end;
-  configuration.cpuid_offset = (uint64_t)((char *)cpuid - (char *)&configuration);
+  struct kvm_cpuid2* cpuid = (struct kvm_cpuid2*)end;
+  configuration.cpuid_offset = (uint64_t)((char*)cpuid - (char*)&configuration);
   cpuid->nent = MAX_CPUID;
   must("KVM_GET_SUPPORTED_CPUID", ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid));
-  configuration_size = configuration.cpuid_offset + sizeof *cpuid + cpuid->nent * sizeof *cpuid->entries;
+  configuration_size =
+      configuration.cpuid_offset + sizeof *cpuid + cpuid->nent * sizeof *cpuid->entries;
 }
 
 /* Leaves this process a read-only tmpfs with the program bound into it for a root. A
@@ -200,18 +205,23 @@ static void configure(void) {
 static void enter_prepared_mount_namespace(void) {
   must("unshare(mounts)", unshare(CLONE_NEWNS));
   must("mount", mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
-  int program = (int)must("open_tree", syscall(__NR_open_tree, AT_FDCWD, options.program, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC));
+  int program = (int)must("open_tree", syscall(__NR_open_tree, AT_FDCWD, options.program,
+                                               OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC));
   struct mount_attr read_only = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV};
-  must("mount_setattr", syscall(__NR_mount_setattr, program, "", AT_EMPTY_PATH, &read_only, sizeof read_only));
-  must("mount(tmpfs)", mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0555,size=4k,nr_inodes=4"));
+  must("mount_setattr",
+       syscall(__NR_mount_setattr, program, "", AT_EMPTY_PATH, &read_only, sizeof read_only));
+  must("mount(tmpfs)", mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+                             "mode=0555,size=4k,nr_inodes=4"));
   must("chdir", chdir("/tmp"));
   close((int)must("open", open("program", O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0)));
-  must("move_mount", syscall(__NR_move_mount, program, "", AT_FDCWD, "program", MOVE_MOUNT_F_EMPTY_PATH));
+  must("move_mount",
+       syscall(__NR_move_mount, program, "", AT_FDCWD, "program", MOVE_MOUNT_F_EMPTY_PATH));
   close(program);
   must("pivot_root", syscall(__NR_pivot_root, ".", "."));
   must("umount2", umount2(".", MNT_DETACH));
   must("chdir", chdir("/"));
-  must("remount", mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
+  must("remount", mount(NULL, "/", NULL,
+                        MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
   strcpy(options.program, "/program");
 }
 
@@ -231,7 +241,8 @@ static int make_user_namespace(void) {
   struct clone_args arguments = {.flags = CLONE_NEWUSER, .exit_signal = SIGCHLD};
   int holder = (int)must("clone3(user)", syscall(__NR_clone3, &arguments, sizeof arguments));
   if (holder == 0) {
-    static const char *const kinds[] = {"user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"};
+    static const char* const kinds[] = {"user", "mnt", "pid",    "net",
+                                        "ipc",  "uts", "cgroup", "time"};
     char path[64];
     must("read", read(mapped[0], path, 1));
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; ++i) {
@@ -279,17 +290,35 @@ static void fill_pools(void) {
 
 /* In the order in which they happen; those of the monitor are in floor.h. */
 enum {
-  SOCKET_PAIRS, CLONE, SETNS, UTS, RLIMITS, SESSION, KEYRING, DESCRIPTORS, CWD, USER, IDS,
-  SECUREBITS, BOUNDING, CAPABILITIES, LAUNCHER_STAMPS, ANNOUNCED = LAUNCHER_STAMPS, READ_BACK,
-  RELEASE, ALL_STAMPS
+  PREPARED,
+  SOCKET_PAIRS,
+  CLONE,
+  SETNS,
+  UTS,
+  RLIMITS,
+  SESSION,
+  KEYRING,
+  DESCRIPTORS,
+  CWD,
+  USER,
+  IDS,
+  SECUREBITS,
+  BOUNDING,
+  CAPABILITIES,
+  LAUNCHER_STAMPS,
+  ANNOUNCED = LAUNCHER_STAMPS,
+  READ_BACK,
+  RELEASE,
+  ALL_STAMPS
 };
 
-static const char *const names[] = {"socketPair", "clone3", "setns", "hostname", "rlimit",
-                                    "session", "keyring", "descriptors", "checkCwd", "setnsUser", "ids",
-                                    "securebits", "dropBounding", "capabilities", "jailed", "readBack",
-                                    "release"};
-static const char *const monitor_names[] = {"exec", "configure", "jail", "createVm", "memory",
-                                            "irqchip", "vcpu", "confine", "load", "awaitRun", "guest"};
+static const char* const names[] = {
+    "prepare",    "socketPair",   "clone3",       "setns",    "hostname",  "rlimit",
+    "session",    "keyring",      "descriptors",  "checkCwd", "setnsUser", "ids",
+    "securebits", "dropBounding", "capabilities", "jailed",   "readBack",  "release"};
+static const char* const monitor_names[] = {"exec",   "configure", "jail", "createVm",
+                                            "memory", "irqchip",   "vcpu", "confine",
+                                            "load",   "awaitRun",  "guest"};
 
 static uint64_t stamps[ALL_STAMPS];
 static int control[2], console_out[2], console_in[2];
@@ -298,7 +327,7 @@ static volatile long failed; /* line of the child's call that failed */
 static void execute(void) {
   const uint64_t no_signals = 0;
   CALL(__NR_rt_sigprocmask, SIG_SETMASK, &no_signals, 0, 8);
-  const char *arguments[] = {"program", NULL};
+  const char* arguments[] = {"program", NULL};
   stamps[CAPABILITIES] = stamp();
   CALL(__NR_execve, options.program, arguments, arguments + 1);
 }
@@ -328,7 +357,7 @@ static void jailed_child(void) {
   static const struct {
     int resource;
     uint64_t limit;
-  } limits[] = {{RLIMIT_NOFILE, 256}, {RLIMIT_NPROC, 64},   {RLIMIT_FSIZE, 0},
+  } limits[] = {{RLIMIT_NOFILE, 256}, {RLIMIT_NPROC, 64},  {RLIMIT_FSIZE, 0},
                 {RLIMIT_CORE, 0},     {RLIMIT_MEMLOCK, 0}, {RLIMIT_MSGQUEUE, 0}};
   for (size_t i = 0; i < sizeof limits / sizeof *limits; ++i) {
     const uint64_t pair[2] = {limits[i].limit, limits[i].limit};
@@ -377,8 +406,9 @@ static void jailed_child(void) {
 }
 
 /* On a stack of its own: what it does on the launcher's would be lost to the compiler. */
-static int clone_and_exec(void (*child)(void), int *pidfd) {
-  struct clone_args arguments = {.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CLEAR_SIGHAND,
+static int clone_and_exec(void (*child)(void), int* pidfd) {
+  struct clone_args arguments = {.flags =
+                                     CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CLEAR_SIGHAND,
                                  .pidfd = (uint64_t)pidfd,
                                  .stack = (uint64_t)child_stack,
                                  .stack_size = sizeof child_stack};
@@ -396,8 +426,8 @@ static int clone_and_exec(void (*child)(void), int *pidfd) {
                    "syscall\n"
                    "1:"
                    : "=a"(pid)
-                   : "a"(__NR_clone3), "D"(&arguments), "S"(sizeof arguments), "r"(entry),
-                     [exit] "i"(__NR_exit_group)
+                   : "a"(__NR_clone3), "D"(&arguments), "S"(sizeof arguments),
+                     "r"(entry), [exit] "i"(__NR_exit_group)
                    : "rcx", "r11", "memory");
   if (pid < 0 || failed != 0) {
     fprintf(stderr, "floor: clone3 gave %ld; the child's line that failed: %ld\n", pid, failed);
@@ -415,9 +445,10 @@ static void read_back(int pid) {
   int fd = (int)must(path, openat(proc, path, O_RDONLY | O_CLOEXEC));
   status[must(path, read(fd, status, sizeof status - 1))] = '\0';
   close(fd);
-  snprintf(expected, sizeof expected, "\nUid:\t%u\t%u\t%u\t%u\nGid:\t%u\t", user_id, user_id, user_id,
-           user_id, user_id);
-  if (strstr(status, expected) == NULL || strstr(status, "\nNoNewPrivs:\t1\nSeccomp:\t2\n") == NULL ||
+  snprintf(expected, sizeof expected, "\nUid:\t%u\t%u\t%u\t%u\nGid:\t%u\t", user_id, user_id,
+           user_id, user_id, user_id);
+  if (strstr(status, expected) == NULL ||
+      strstr(status, "\nNoNewPrivs:\t1\nSeccomp:\t2\n") == NULL ||
       strstr(status,
              "\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n"
              "CapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\n") == NULL) {
@@ -432,7 +463,7 @@ static uint64_t monotonic(void) {
   return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-static void receive(void *message, size_t size) {
+static void receive(void* message, size_t size) {
   /* A monitor that fails hangs up. */
   if (recv(control[1], message, size, 0) != (ssize_t)size) {
     fprintf(stderr, "floor: the monitor ended too soon\n");
@@ -444,10 +475,14 @@ static void trial(int print) {
   if (!options.cold) {
     fill_pools();
   }
+  /* Pools are filled long before a launch, not so that it finds the caches warm from it; and
+   * the end of the launch before goes on in the kernel for a while. */
+  usleep(20000);
   uint64_t t0 = monotonic(), t0_stamp = stamp();
   if (options.cold) {
     prepare();
     fill_pools();
+    stamps[PREPARED] = stamp();
   }
   must("socketpair", socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control));
   if (options.jailed) {
@@ -488,7 +523,8 @@ static void trial(int print) {
   close(pidfd);
   close(control[1]);
   if (options.jailed) {
-    const int made[] = {console_out[0], console_out[1], console_in[0], console_in[1], network_namespace, user_namespace};
+    const int made[] = {console_out[0], console_out[1],    console_in[0],
+                        console_in[1],  network_namespace, user_namespace};
     for (size_t i = 0; i < sizeof made / sizeof *made; ++i) {
       close(made[i]);
     }
@@ -497,7 +533,7 @@ static void trial(int print) {
     return;
   }
   double scale = (double)(t2 - t0) / (double)(t2_stamp - t0_stamp);
-#define SINCE_T0(at) ((long)((double)((at) - t0_stamp) * scale))
+#define SINCE_T0(at) ((long)((double)((at)-t0_stamp) * scale))
   long main_at = SINCE_T0(doorbell.stamps[MAIN]);
   printf("{\"t1\":%ld,\"t2\":%ld,\"exec\":%ld,\"steps\":{", t1 != 0 ? (long)(t1 - t0) : main_at,
          (long)(t2 - t0), main_at - SINCE_T0(stamps[CAPABILITIES]));
@@ -516,7 +552,9 @@ static void trial(int print) {
 }
 
 static void usage(void) {
-  fprintf(stderr, "floor [--no-jail] [--warm | --cold] [--trials N] [--memory MIB] [--exec-only PROGRAM]\n");
+  fprintf(
+      stderr,
+      "floor [--no-jail] [--warm | --cold] [--trials N] [--memory MIB] [--exec-only PROGRAM]\n");
   exit(2);
 }
 
@@ -527,10 +565,10 @@ static void find_monitor(void) {
   strcpy(options.program + length, "-vmm");
 }
 
-int main(int count, char **arguments) {
+int main(int count, char** arguments) {
   find_monitor();
   for (int i = 1; i < count; ++i) {
-    const char *name = arguments[i];
+    const char* name = arguments[i];
     if (strcmp(name, "--no-jail") == 0) {
       options.jailed = 0;
     } else if (strcmp(name, "--cold") == 0) {
@@ -561,8 +599,6 @@ int main(int count, char **arguments) {
     trial(0);
   }
   for (int i = 0; i < options.trials; ++i) {
-    /* The end of the launch before goes on in the kernel for a while: network namespaces. */
-    usleep(20000);
     if (!options.cold) {
       trial(1);
       continue;

@@ -48,11 +48,25 @@ struct configuration {
   uint64_t filter_length[2]; /* while the VM is made; while the guest runs */
   uint64_t cpuid_offset;
   /* Both filters, then struct kvm_cpuid2: as much as there is, for each page costs a fault. */
-  char rest[MAX_FILTERS * sizeof(struct sock_filter) + 8 + MAX_CPUID * sizeof(struct kvm_cpuid_entry2)];
+  char rest[MAX_FILTERS * sizeof(struct sock_filter) + 8 +
+            MAX_CPUID * sizeof(struct kvm_cpuid_entry2)];
 };
 
 /* When a step of the monitor ended; named as in the timeline of a launch of ours. */
-enum { MAIN, CONFIGURED, JAILED, VM, MEMORY, IRQCHIP, VCPU, CONFINED, LOADED, RELEASED, RUN, MONITOR_STAMPS };
+enum {
+  MAIN,
+  CONFIGURED,
+  JAILED,
+  VM,
+  MEMORY,
+  IRQCHIP,
+  VCPU,
+  CONFINED,
+  LOADED,
+  RELEASED,
+  RUN,
+  MONITOR_STAMPS
+};
 
 /* Monitor to launcher: the guest has rung. */
 struct doorbell {

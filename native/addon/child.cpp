@@ -4,6 +4,7 @@
 #include "sys/syscall.hpp"
 
 #include <cerrno>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -11,10 +12,10 @@ namespace casemate::addon {
 
 namespace {
 
-/// Reaps a process that has ended; `block` waits for that. waitid(2), P_PIDFD
-long reap(int pidfd, siginfo_t& info, bool block) {
-  return sys::call_retry(__NR_waitid, 3 /* P_PIDFD */, pidfd, &info,
-                         WEXITED | __WALL | (block ? 0 : WNOHANG), nullptr);
+/// Reaps a process that has ended. waitid(2), P_PIDFD
+long reap(int pidfd, siginfo_t& info) {
+  return sys::call_retry(__NR_waitid, 3 /* P_PIDFD */, pidfd, &info, WEXITED | __WALL | WNOHANG,
+                         nullptr);
 }
 
 } // namespace
@@ -31,22 +32,27 @@ Napi::Object Child::create(Napi::Env env, Napi::Function constructor, Parts part
   return constructor.New({Napi::External<Parts>::New(env, &parts)});
 }
 
-Child::Child(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Child>(info) {
+Child::Child(const Napi::CallbackInfo& info)
+    : Napi::ObjectWrap<Child>(info), parts_(parts_of(info)) {}
+
+Child::Parts Child::parts_of(const Napi::CallbackInfo& info) {
   if (info.Length() != 1 || !info[0].IsExternal()) {
     throw Napi::TypeError::New(info.Env(), "Child is made by a launch");
   }
-  parts_ = std::move(*info[0].As<Napi::External<Parts>>().Data());
+  return std::move(*info[0].As<Napi::External<Parts>>().Data());
 }
 
-Child::~Child() {
-  end_poll_.reset();
-  control_poll_.reset();
-  if (!reaped_ && parts_.pidfd) {
-    // The environment ends, and what it started ends with it.
-    sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
-    siginfo_t info{};
-    reap(parts_.pidfd.get(), info, true);
+Child::Parts::~Parts() {
+  if (!pidfd) {
+    return;
   }
+  sys::call(__NR_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
+  // By poll: libuv makes a descriptor that it watches non-blocking, and on such a one
+  // waitid does not wait.
+  struct pollfd ended{pidfd.get(), POLLIN, 0};
+  sys::call_retry(__NR_ppoll, &ended, 1, nullptr, nullptr, 8);
+  siginfo_t info{};
+  reap(pidfd.get(), info);
 }
 
 Napi::Value Child::pid(const Napi::CallbackInfo& info) {
@@ -106,15 +112,14 @@ void Child::drain_control() {
 
 void Child::on_end() {
   siginfo_t info{};
-  if (reap(parts_.pidfd.get(), info, false) != 0 || info.si_pid == 0) {
+  if (reap(parts_.pidfd.get(), info) != 0 || info.si_pid == 0) {
     return;
   }
-  reaped_ = true;
+  end_poll_.reset();
+  parts_.pidfd.reset();
   drain_control(); // its last words
   control_poll_.reset();
-  end_poll_.reset();
   parts_.control.reset();
-  parts_.pidfd.reset();
   Napi::Env env = Env();
   bool exited = info.si_code == CLD_EXITED;
   Napi::Value code = exited ? Napi::Value(Napi::Number::New(env, info.si_status)) : env.Null();
@@ -136,7 +141,7 @@ void Child::send(const Napi::CallbackInfo& info) {
 
 /// kill(signal): pidfd_send_signal(2); nothing where it has been reaped already.
 void Child::kill(const Napi::CallbackInfo& info) {
-  if (!reaped_) {
+  if (parts_.pidfd) {
     long result = sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(),
                             info[0].As<Napi::Number>().Int32Value(), nullptr, 0);
     check(info.Env(), sys::check("pidfd_send_signal", result));

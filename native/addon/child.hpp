@@ -11,23 +11,31 @@ namespace casemate::addon {
 
 /// A process that the launcher started: its pidfd, our end of its control socket
 /// where it has one, and the descriptors that were made for it and wait to be
-/// taken. It is killed and reaped if its environment ends first.
+/// taken.
 class Child : public Napi::ObjectWrap<Child> {
 public:
+  /// Owns the process: whoever lets go of it before it was reaped kills it. That is what
+  /// happens where an environment ends first, be it between a launch and its callback.
   struct Parts {
-    long pid;
-    sys::Fd pidfd;
+    long pid = -1;
+    sys::Fd pidfd; // until it has been reaped
     sys::Fd control;
     std::vector<std::pair<std::uint32_t, sys::Fd>> others; // by slot
+
+    Parts() = default;
+    Parts(Parts&&) = default;
+    Parts& operator=(Parts&&) = delete;
+    ~Parts();
   };
 
   static Napi::Function define(Napi::Env env);
   static Napi::Object create(Napi::Env env, Napi::Function constructor, Parts parts);
 
   explicit Child(const Napi::CallbackInfo& info);
-  ~Child() override;
 
 private:
+  static Parts parts_of(const Napi::CallbackInfo& info);
+
   Napi::Value pid(const Napi::CallbackInfo& info);
   void watch(const Napi::CallbackInfo& info);
   void send(const Napi::CallbackInfo& info);
@@ -40,7 +48,6 @@ private:
   void drain_control();
 
   Parts parts_;
-  bool reaped_ = false;
   // After the descriptors they watch, so that they end before them.
   std::unique_ptr<Poll> control_poll_;
   std::unique_ptr<Poll> end_poll_;

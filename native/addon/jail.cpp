@@ -11,7 +11,6 @@
 #include <cstring>
 #include <fcntl.h>
 #include <list>
-#include <sys/wait.h>
 #include <string>
 #include <vector>
 
@@ -30,6 +29,7 @@ std::span<const std::byte> bytes_of(const Napi::Value& value) {
 struct Flight {
   Launch launch;
   std::uint32_t id;
+  std::vector<sys::Fd> given;
   std::vector<std::byte> plan;
   std::vector<std::byte> configuration;
   std::vector<std::byte> announcement;
@@ -95,7 +95,7 @@ public:
     }
     launcher_.reset(); // waits for the tasks
     for (auto& flight : flights_) {
-      discard(flight->launch);
+      take_parts(flight->launch); // that nobody asks for any more, and so they end here
     }
   }
 
@@ -117,7 +117,13 @@ private:
     launch.given = descriptors.Length();
     std::fill(std::begin(launch.slots), std::end(launch.slots), -1);
     for (std::uint32_t i = 0; i < launch.given; ++i) {
-      launch.slots[i] = descriptors.Get(i).As<Napi::Number>().Int32Value();
+      // Copies: the caller may close his, and their numbers be given to other files, before
+      // the child has taken them over. One that cannot be copied fails in the step that
+      // needs it, which can say what it was for.
+      int number = descriptors.Get(i).As<Napi::Number>();
+      flight->given.emplace_back(
+          static_cast<int>(sys::call(__NR_fcntl, number, F_DUPFD_CLOEXEC, 3)));
+      launch.slots[i] = flight->given.back().get();
     }
     launch.in_host_mounts = options.Get("inHostMounts").ToBoolean();
     bool lossless = true;
@@ -173,13 +179,19 @@ private:
         Unref();
       }
       Napi::HandleScope scope(Env());
-      flight->callback.Call({outcome(flight->launch)});
+      try {
+        flight->callback.Call({outcome(flight->launch)});
+      } catch (const Napi::Error& error) {
+        // The environment is about to end; the other launches are still to be taken care of.
+        napi_fatal_exception(Env(), error.Value());
+      }
       launch = next;
     }
   }
 
   Napi::Object outcome(Launch& launch) {
     Napi::Env env = Env();
+    Child::Parts parts = take_parts(launch);
     auto result = Napi::Object::New(env);
     result.Set("stage", Napi::Number::New(env, static_cast<std::uint32_t>(launch.failed)));
     result.Set("step", Napi::Number::New(env, launch.report.done));
@@ -200,38 +212,26 @@ private:
     to = std::copy_n(launch.launcher_stamps, plan.launcher_steps, to);
     std::copy_n(launch.report.stamps, plan.child_steps, to);
     result.Set("stamps", stamps);
-    if (launch.pidfd >= 0) {
-      Child::Parts parts{launch.pid, sys::Fd(launch.pidfd), {}, {}};
-      launch.pidfd = -1;
-      for (std::uint32_t slot = launch.given; slot < CASEMATE_SLOTS; ++slot) {
-        if (launch.slots[slot] < 0) {
-          continue;
-        }
-        sys::Fd fd(launch.slots[slot]);
-        if (slot == launch.control_slot) {
-          parts.control = std::move(fd);
-        } else {
-          parts.others.emplace_back(slot, std::move(fd));
-        }
-      }
+    if (parts.pidfd) {
       result.Set("child", Child::create(env, child_.Value(), std::move(parts)));
     }
     return result;
   }
 
-  /// A launch whose submitter is gone.
-  static void discard(Launch& launch) {
-    for (std::size_t slot = launch.given; slot < CASEMATE_SLOTS; ++slot) {
-      if (launch.slots[slot] >= 0) {
-        sys::call(__NR_close, launch.slots[slot]);
+  /// What a launch has made: its process, and our ends of its sockets.
+  static Child::Parts take_parts(Launch& launch) {
+    Child::Parts parts;
+    parts.pid = launch.pid;
+    parts.pidfd.reset(std::exchange(launch.pidfd, -1));
+    for (std::uint32_t slot = launch.given; slot < CASEMATE_SLOTS; ++slot) {
+      sys::Fd fd(std::exchange(launch.slots[slot], -1));
+      if (fd && slot == launch.control_slot) {
+        parts.control = std::move(fd);
+      } else if (fd) {
+        parts.others.emplace_back(slot, std::move(fd));
       }
     }
-    if (launch.pidfd >= 0) {
-      sys::call(__NR_pidfd_send_signal, launch.pidfd, SIGKILL, nullptr, 0);
-      siginfo_t info{};
-      sys::call_retry(__NR_waitid, 3 /* P_PIDFD */, launch.pidfd, &info, WEXITED | __WALL, nullptr);
-      sys::call(__NR_close, launch.pidfd);
-    }
+    return parts;
   }
 
   std::string monitor_;

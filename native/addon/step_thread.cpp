@@ -38,7 +38,7 @@ public:
   }
 
   void start(Napi::Env env, std::vector<std::string> keep, Napi::Function callback,
-             std::shared_ptr<StepThread> self) {
+             const std::shared_ptr<StepThread>& self) {
     long event = call(__NR_eventfd2, 0, O_CLOEXEC | O_NONBLOCK);
     check(env, sys::check("eventfd2", event));
     done_.reset(static_cast<int>(event));

@@ -192,7 +192,18 @@ SysError exec(const casemate_step* step) {
     environment[i] = text;
   }
   environment[exec.environment_count] = nullptr;
-  // The launcher had every signal blocked, and execve would pass that on.
+  // What execve would pass on: signals that are ignored, as Node ignores SIGPIPE and
+  // SIGXFSZ for itself (clone3 has reset handlers only), and the mask of the launcher,
+  // which has them all blocked.
+  const struct {
+    void (*handler)(int);
+    std::uint64_t flags;
+    void (*restorer)();
+    std::uint64_t mask;
+  } by_default{};
+  for (int ignored : {13 /* SIGPIPE */, 25 /* SIGXFSZ */}) {
+    CASEMATE_TRY("rt_sigaction", call(__NR_rt_sigaction, ignored, &by_default, nullptr, 8));
+  }
   const std::uint64_t none = 0;
   CASEMATE_TRY("rt_sigprocmask", call(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &none, nullptr, 8));
   return check("execve", call(__NR_execve, path, arguments, environment));

@@ -19,10 +19,18 @@ const ofTheProcess: ReadonlySet<StepName> = new Set([
   'pooled',
   'rlimit',
   'session',
+  'coreScheduling',
   'descriptors',
   'parentDeath',
   'exec',
 ]);
+
+/** SECCOMP_FILTER_FLAG_TSYNC: the filter is every thread's. */
+const forEveryThread = 1;
+
+function isOfTheProcess(step: Step): boolean {
+  return ofTheProcess.has(step.op) || (step.op === 'seccomp' && (step.flags & forEveryThread) !== 0);
+}
 
 /**
  * Runs steps on a thread of their own, which then ends: unshare(2), setns(2), mounts and the like, without changing
@@ -42,7 +50,7 @@ export async function runSteps<K extends NamespaceKind = never>(
   options: RunStepsOptions & { keep?: readonly K[] } = {},
 ): Promise<Record<K, number>> {
   const { descriptors = {}, keep = [] } = options;
-  const forbidden = steps.find(({ op }) => ofTheProcess.has(op));
+  const forbidden = steps.find(isOfTheProcess);
   if (forbidden !== undefined) {
     throw new CasemateError('ERR_CASEMATE_INVALID_OPTION', `The step ${forbidden.op} belongs to a process`, {
       step: forbidden.op,

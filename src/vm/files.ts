@@ -6,7 +6,7 @@ import type { FileSource } from './options.js';
 /** Every seal: nobody changes, shrinks or grows it any more; fcntl(2), F_ADD_SEALS. */
 const allSeals = 0b1_1111;
 
-/** Descriptors of one launch: opened here, closed together once the monitor has its own copies. */
+/** Descriptors of one launch: opened here, closed together once the launcher has its own copies. */
 export class LaunchFiles {
   readonly #opened: number[] = [];
 

@@ -54,7 +54,7 @@ export async function launch(options: LaunchOptions = {}): Promise<Vm> {
 async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Promise<Vm> {
   checkLayers(options.jail);
   const files = new LaunchFiles();
-  let outcome: LaunchOutcome;
+  let launching: Promise<LaunchOutcome>;
   const plan = planFor(options);
   try {
     const kvm = kvmDevice(options.kvmFd);
@@ -66,7 +66,7 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
       cpuid: cpuidTable(kvm),
       args: options.args,
     });
-    outcome = await runLaunch({
+    launching = runLaunch({
       plan,
       descriptors: {
         null: devNull(),
@@ -81,8 +81,9 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
       signal: options.signal,
     });
   } finally {
-    files.close();
+    files.close(); // The launcher has copies.
   }
+  const outcome = await launching;
   if (outcome.stage !== 'none' || outcome.child === undefined) {
     const end = await reaped(outcome.child);
     if (options.signal?.aborted) throw abortError(options.signal);

@@ -113,7 +113,8 @@ export function parseOptions(options: unknown): ParsedOptions {
 
 function parseArgs(value: unknown, name: string): string[] {
   if (!Array.isArray(value)) throw invalid('options.args', 'an array of strings', value);
-  const args = value.map((arg, index) => string(`options.args[${index}]`, arg));
+  // Not value.map(), which leaves out the holes of a sparse array.
+  const args = Array.from(value, (arg, index) => string(`options.args[${index}]`, arg));
   const size = [name, ...args].reduce((sum, arg) => sum + Buffer.byteLength(arg) + 1, 0);
   if (size > maxArgumentsSize) {
     throw invalid('options.args', `arguments of at most ${maxArgumentsSize} bytes in all`, `${size} bytes`);

@@ -48,11 +48,12 @@ export class OtherNode {
   #errors = '';
 
   constructor(script: string, { uid, through = [], descriptors = [], args = [] }: NodeOptions = {}) {
-    const [command = '', ...rest] = [...through, process.execPath, '--input-type=module', '-e', prelude + script, ...args];
+    const become = uid === undefined ? [] : ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups'];
+    const node = [process.execPath, '--input-type=module', '-e', prelude + script, ...args];
+    const [command = '', ...rest] = [...through, ...become, ...node];
     this.process = spawn(command, rest, {
       cwd: uid === undefined ? root : publicCopy(),
       stdio: ['pipe', 'pipe', 'pipe', ...descriptors],
-      ...(uid !== undefined && { uid, gid: uid }),
       // It may not write where this process's coverage is collected.
       env: { ...process.env, ...(uid !== undefined && { NODE_V8_COVERAGE: undefined }) },
     });

@@ -11,7 +11,8 @@ export interface Report {
   /** Soft and hard, by the number of the resource. */
   readonly limits: readonly (readonly [string, string])[];
   readonly blockedSignals: number;
-  readonly handledSignals: number;
+  /** Those whose action is not the default one. */
+  readonly handledSignals: readonly number[];
   readonly maxNamespaces: Readonly<Record<NamespaceKind, number>>;
   readonly root: readonly string[];
   /** What comes of opening /etc/passwd: `'open'`, or the name of the error. */

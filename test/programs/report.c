@@ -69,13 +69,19 @@ static void add_signals(void) {
   sigset_t mask;
   sigprocmask(SIG_BLOCK, NULL, &mask);
   int blocked = 0;
-  int handled = 0;
+  for (int signal = 1; signal < 65; ++signal) {
+    blocked += sigismember(&mask, signal) == 1;
+  }
+  add("\"blockedSignals\":%d,\"handledSignals\":[", blocked);
+  const char *separator = "";
   for (int signal = 1; signal < 65; ++signal) {
     struct sigaction action;
-    blocked += sigismember(&mask, signal) == 1;
-    handled += sigaction(signal, NULL, &action) == 0 && action.sa_handler != SIG_DFL;
+    if (sigaction(signal, NULL, &action) == 0 && action.sa_handler != SIG_DFL) {
+      add("%s%d", separator, signal);
+      separator = ",";
+    }
   }
-  add("\"blockedSignals\":%d,\"handledSignals\":%d,", blocked, handled);
+  add("],");
 }
 
 static void add_file(const char *name, const char *path) {

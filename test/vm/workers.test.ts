@@ -39,10 +39,10 @@ test.serial('several workers and the main thread launch VMs at once', async (t) 
         return text(vm.console);
       };
       post(await Promise.all([1, 2, 3].map(launchOne)));
-    \`.replace('await using vm = await', 'const vm = await');
-    const all = [1, 2, 3, 4].map((me) => start(source(me)));
+    \`;
+    const all = [1, 2, 3, 4].map((me) => said(start(source(me))));
     const own = launch({ guest: guest('exit'), args: ['9'] }).then((vm) => vm.exited);
-    for (const worker of all) tell(await said(worker));
+    for (const words of all) tell(await words);
     tell(await own);
   `);
   t.like(ended, fine);
@@ -133,7 +133,7 @@ test.serial('a worker that ends by process.exit(), or by an error, takes its VMs
           \${last}
         \`);
         worker.on('error', ({ message }) => tell(message));
-        const exited = once(worker, 'exit');
+        const exited = new Promise((resolve) => worker.once('exit', resolve));
         const pids = await said(worker);
         tell(await exited);
         if (!(await within(1000, () => !pids.some(isAlive)))) throw new Error('they still run');
@@ -141,7 +141,7 @@ test.serial('a worker that ends by process.exit(), or by an error, takes its VMs
     }));
   `);
   t.like(ended, fine);
-  const once = [[5], 'thrown', [1], [6]];
+  const once = [5, 'thrown', 1, 6];
   t.deepEqual(ended.told.slice(0, -1), [...once, ...once]);
   sameHeld(t, ended.told.at(-1));
 });

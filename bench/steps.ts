@@ -1,0 +1,80 @@
+/** The steps of many launches, and which of them a launch waited for. */
+import type { Timeline } from 'casemate';
+import type { Step } from './results.js';
+
+/** A step of one launch, in nanoseconds since t0. */
+interface Moment {
+  readonly place: string;
+  readonly name: string;
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Steps that the floor stamps as one. */
+const stampedAs: Readonly<Record<string, string>> = { domainname: 'hostname', chdir: 'checkCwd' };
+
+/** Gathers the steps of one launch after another. */
+export class StepTable {
+  readonly #steps = new Map<string, { place: string; name: string; start: number[]; took: number[] }>();
+
+  /** Adds a launch's steps, in the order in which they ended. */
+  add(moments: readonly Moment[]): void {
+    const joined: { place: string; name: string; start: number; end: number }[] = [];
+    for (const { place, name, start, end } of moments) {
+      const before = joined.findLast((step) => step.place === place);
+      if (before?.name === name) before.end = end;
+      else joined.push({ place, name, start, end });
+    }
+    const seen = new Map<string, number>();
+    for (const { place, name, start, end } of joined) {
+      const key = `${place} ${name}`;
+      const turn = (seen.get(key) ?? 0) + 1;
+      seen.set(key, turn);
+      const unique = turn === 1 ? name : `${name} ${turn}`;
+      let step = this.#steps.get(`${place} ${unique}`);
+      if (step === undefined) {
+        step = { place, name: unique, start: [], took: [] };
+        this.#steps.set(`${place} ${unique}`, step);
+      }
+      step.start.push(start);
+      step.took.push(end - start);
+    }
+  }
+
+  get steps(): Step[] {
+    return [...this.#steps.values()];
+  }
+}
+
+/** The steps of a launch of ours. */
+export function momentsOf({ t0, steps }: Timeline): Moment[] {
+  return steps.map(({ name, where, at, durationNs }) => {
+    const end = Number(at - t0);
+    return { place: where, name: stampedAs[name] ?? name, start: end - durationNs, end };
+  });
+}
+
+/** From the execve call to the monitor's first own instruction. */
+export function execTime({ steps }: Timeline): number | undefined {
+  const called = steps.findLast(({ where, name }) => where === 'child' && name !== 'exec');
+  const begun = steps.find(({ where, name }) => where === 'monitor' && name === 'exec');
+  return called && begun && Number(begun.at - called.at);
+}
+
+const launcherSteps = new Set(['socketPair', 'clone3', 'jailed', 'readBack', 'release']);
+const monitorSteps = new Set('exec configure jail createVm memory irqchip vcpu confine load awaitRun guest'.split(' '));
+/** Who goes on where a place has not done anything yet. */
+const startedBy: Readonly<Record<string, string>> = { child: 'launcher', monitor: 'child' };
+
+/** The steps of a launch of the floor, from when each ended. */
+export function momentsOfFloor(ends: Readonly<Record<string, number>>): Moment[] {
+  const last = new Map<string, number>();
+  return Object.entries(ends)
+    .sort(([, left], [, right]) => left - right)
+    .map(([name, end]) => {
+      const place = launcherSteps.has(name) ? 'launcher' : monitorSteps.has(name) ? 'monitor' : 'child';
+      const start = last.get(place) ?? last.get(startedBy[place] ?? '') ?? 0;
+      last.set(place, end);
+      return { place, name: name === 'setnsUser' ? 'setns 2' : name, start, end };
+    });
+}
