@@ -60,6 +60,12 @@ Napi::Value memfd_create(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, fd.release());
 }
 
+/// closeDescriptor(fd): for descriptors that the addon made. fs.closeSync warns of them
+/// in worker threads, where Node keeps count of its own. close(2)
+void close_descriptor(const Napi::CallbackInfo& info) {
+  call(__NR_close, number(info[0]));
+}
+
 /// pidfdOpen(pid): a descriptor. pidfd_open(2)
 Napi::Value pidfd_open(const Napi::CallbackInfo& info) {
   long fd = call(__NR_pidfd_open, info[0].As<Napi::Number>().Int32Value(), 0);
@@ -150,6 +156,7 @@ void init_system(Napi::Env env, Napi::Object exports) {
   };
   define("systemError", make_system_error);
   define("memfdCreate", memfd_create);
+  define("closeDescriptor", close_descriptor);
   define("pidfdOpen", pidfd_open);
   define("pidfdSendSignal", pidfd_send_signal);
   define("pidfdWait", pidfd_wait);

@@ -191,10 +191,8 @@ void Launcher::enter_as_process(void* argument) {
   task.error = check("setns(user)", call(__NR_setns, task.launcher->host_->user_namespace.get(),
                                          CLONE_NEWUSER));
   if (!task.error) {
-    // After the change of credentials, which clears it. It shares Node's descriptors:
-    // were it to outlive Node, no monitor would see its control socket hang up.
-    task.error = check("prctl(PR_SET_PDEATHSIG)",
-                       call(__NR_prctl, PR_SET_PDEATHSIG, 9 /* SIGKILL */, 0, 0, 0));
+    // After the change of credentials, which clears the signal.
+    task.error = die_with_parent(task.launcher->process_);
   }
   task.entered.store(1, std::memory_order_release);
   sys::futex_wake(task.entered, 1);

@@ -151,6 +151,7 @@ private:
 
   std::unique_ptr<Host> host_;
   LauncherOptions options_;
+  long process_ = sys::call(__NR_getpid); // Node's
   sys::Fd done_event_;
   std::vector<std::unique_ptr<Task>> tasks_;
 

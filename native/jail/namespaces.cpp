@@ -1,5 +1,6 @@
 #include "jail/namespaces.hpp"
 
+#include "jail/process_state.hpp"
 #include "sys/clone.hpp"
 #include "sys/fd.hpp"
 #include "sys/futex.hpp"
@@ -108,6 +109,7 @@ struct Maps {
 /// are written. It shares our memory; nobody else is in its namespace.
 struct Holder {
   std::atomic<std::uint32_t> go{0};
+  long parent = sys::call(__NR_getpid);
   int proc = -1;
   bool forbid_namespaces = false;
   SysError error{};
@@ -115,6 +117,7 @@ struct Holder {
 
 void hold(void* argument) {
   auto* holder = static_cast<Holder*>(argument);
+  holder->error = die_with_parent(holder->parent);
   while (holder->go.load(std::memory_order_acquire) == 0) {
     sys::futex_wait(holder->go, 0);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "sys/futex.hpp"
+#include "sys/result.hpp"
 #include "sys/syscall.hpp"
 
 #include <cstdint>
@@ -25,6 +26,19 @@ public:
 private:
   std::uint64_t before_ = 0;
 };
+
+/// Ends the calling task with the task that made it, `parent` being that one's process.
+/// For tasks that share Node's descriptors: one that outlives Node keeps every control
+/// socket open, and no monitor hears that Node is gone.
+inline sys::SysError die_with_parent(long parent) {
+  sys::SysError error = sys::check("prctl(PR_SET_PDEATHSIG)",
+                                   sys::call(__NR_prctl, PR_SET_PDEATHSIG, 9 /* SIGKILL */, 0, 0, 0));
+  // It may have ended before it was asked to tell.
+  if (sys::call(__NR_getppid) != parent) {
+    sys::call(__NR_exit_group, 0);
+  }
+  return error;
+}
 
 /// The dumpable flag of Node's memory, while a child shares it.
 ///

@@ -1,4 +1,4 @@
-import { closeSync, constants, mkdirSync, openSync } from 'node:fs';
+import { constants, mkdirSync, openSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { CasemateError, type ErrorCode, isSystemError, type SystemErrorCause } from '../errors.js';
 import { readCaller } from '../host.js';
@@ -244,9 +244,4 @@ export function devNull(): number {
 export function reaped(child: NativeChild | undefined): Promise<{ code: number | null; signal: number | null }> {
   if (child === undefined) return Promise.resolve({ code: null, signal: null });
   return new Promise((resolve) => child.watch(() => {}, (code, signal) => resolve({ code, signal })));
-}
-
-/** Closes descriptors that were opened for one launch. */
-export function closeAll(fds: readonly number[]): void {
-  for (const fd of fds) closeSync(fd);
 }

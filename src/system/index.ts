@@ -2,16 +2,23 @@
  * System calls that Node does not have and that make sense on its main thread: they take and give descriptors, and
  * change nothing of the calling process. What would change it is a step of a plan (`casemate/jail`).
  *
- * Descriptors are plain numbers; whoever gets one closes it (`fs.closeSync`).
+ * Descriptors are plain numbers; whoever gets one closes it ({@link close}).
  *
  * @packageDocumentation
  */
-import { closeSync } from 'node:fs';
 import { constants } from 'node:os';
 import { CasemateError, wrapSystemError } from '../errors.js';
 import { descriptor, integer, invalid, oneOf, string } from '../is.js';
 import { type RlimitResource, rlimitResources } from '../jail/steps.js';
 import { native } from '../native.js';
+
+/**
+ * Closes a descriptor that this package made; close(2). In worker threads `fs.closeSync` warns of descriptors that
+ * Node did not open.
+ */
+export function close(fd: number): void {
+  native.closeDescriptor(descriptor('fd', fd));
+}
 
 /** Seals of a memfd; fcntl(2), F_ADD_SEALS. */
 const seals = { seal: 1, shrink: 2, grow: 4, write: 8, futureWrite: 16 } as const;
@@ -73,7 +80,7 @@ export class Pidfd implements Disposable {
 
   /** Closes the descriptor; harmless the second time. */
   [Symbol.dispose](): void {
-    if (this.#fd !== undefined) closeSync(this.#fd);
+    if (this.#fd !== undefined) native.closeDescriptor(this.#fd);
     this.#fd = undefined;
   }
 }

@@ -9,12 +9,14 @@ const allSeals = 0b1_1111;
 /** Descriptors of one launch: opened here, closed together once the launcher has its own copies. */
 export class LaunchFiles {
   readonly #opened: number[] = [];
+  /** Made by the addon, and closed by it: Node's own close warns of them in a worker. */
+  readonly #memfds: number[] = [];
 
   /** A regular file to read, by descriptor; contents become a sealed memfd. */
   open(option: string, source: FileSource): number {
     if (source instanceof Uint8Array) {
       const fd = wrap(option, 'its contents', () => native.memfdCreate('casemate', source, allSeals));
-      this.#opened.push(fd);
+      this.#memfds.push(fd);
       return fd;
     }
     let fd: number;
@@ -41,6 +43,7 @@ export class LaunchFiles {
 
   close(): void {
     for (const fd of this.#opened.splice(0)) closeSync(fd);
+    for (const fd of this.#memfds.splice(0)) native.closeDescriptor(fd);
   }
 }
 
