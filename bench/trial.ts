@@ -248,14 +248,32 @@ async function footprint({ launches }: Pick<Plain<string>, 'launches'>) {
   const memoryMib = 64;
   for (let i = 0; i < launches; i += 1) {
     const vm = await launch({ startPaused: true, memoryMib });
-    const mappings = readFileSync(`/proc/${vm.pid}/smaps`, 'utf8').split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m);
-    const field = (mapping: string, name: string) => Number(new RegExp(`^${name}: +(\\d+) kB`, 'm').exec(mapping)?.[1]);
-    const own = mappings.filter((mapping) => field(mapping, 'Size') < memoryMib * 1024);
-    if (own.length !== mappings.length - 1) throw new Error("the guest's memory is not one mapping");
-    recorder.add({ monitorMemory: own.reduce((sum, mapping) => sum + field(mapping, 'Pss'), 0) * 1024 });
+    const mappings = readMappings(vm.pid);
+    const guest = mappings.filter(({ size }) => size === memoryMib * 2 ** 20);
+    if (guest.length !== 1) throw new Error("The guest's memory is not to be told from the monitor's");
+    recorder.add({ monitorMemory: mappings.reduce((sum, { pss }) => sum + pss, 0) - (guest[0]?.pss ?? 0) });
     await vm.kill();
   }
   return { values: recorder.values };
+}
+
+/** The mappings of a process. Anonymous ones that adjoin are one: advice to the kernel splits a guest's memory. */
+function readMappings(pid: number): { readonly size: number; readonly pss: number }[] {
+  const mappings: { end: string | undefined; size: number; pss: number }[] = [];
+  for (const text of readFileSync(`/proc/${pid}/smaps`, 'utf8').split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m)) {
+    const [, start, end, path] = /^(\w+)-(\w+) \S+ \S+ \S+ \d+ *(.*)/.exec(text) ?? [];
+    const bytes = (name: string) => Number(new RegExp(`^${name}: +(\\d+) kB`, 'm').exec(text)?.[1]) * 1024;
+    const [size, pss] = [bytes('Size'), bytes('Pss')];
+    const before = mappings.at(-1);
+    if (path === '' && before?.end === start && before !== undefined) {
+      before.end = end;
+      before.size += size;
+      before.pss += pss;
+    } else {
+      mappings.push({ end: path === '' ? end : undefined, size, pss });
+    }
+  }
+  return mappings;
 }
 
 /**

@@ -1,7 +1,7 @@
 // Brings a clone to where `npm start` and `npm test` can run, doing only what is
 // missing or out of date. It runs before there are any dependencies, so it has none.
 //
-//   node scripts/setup.js [deps] [configure] [native] [ts] [tests]     default: deps native ts
+//   node scripts/setup.js [deps] [configure] [native] [ts] [tests] [bench]     default: deps native ts
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
@@ -69,11 +69,19 @@ const steps = {
     tsc('--build');
   },
 
-  /** test/ to build/test/, and src/ to lib/. */
+  /** test/ to build/test/, and what it tests: src/ to lib/, bench/ to build/bench/. */
   tests() {
     prune('lib', 'src');
+    prune('build/bench', 'bench');
     prune('build/test', 'test');
     tsc('--build', 'test');
+  },
+
+  /** bench/ to build/bench/, and src/ to lib/. */
+  bench() {
+    prune('lib', 'src');
+    prune('build/bench', 'bench');
+    tsc('--build', 'bench');
   },
 };
 

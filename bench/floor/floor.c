@@ -92,10 +92,11 @@ static const struct rule setup_rules[] = {
       KVM_GET_VCPU_MMAP_SIZE, KVM_CREATE_VCPU, KVM_SET_SREGS, KVM_SET_REGS, KVM_SET_CPUID2, KVM_RUN,
       KVM_GET_REGS, KVM_GET_SREGS}},
     {__NR_pread64, 0, 2, {5, 8}},
-    {__NR_madvise, 2, 1, {23}},
+    {__NR_madvise, 2, 2, {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE}},
     {__NR_sendto, SENT_TO},
     {__NR_recvfrom, RECEIVED_FROM},
     {__NR_shutdown, 0, 1, {CONTROL}},
+    {__NR_fcntl, 1, 1, {F_SETFL}},
     {__NR_clock_gettime},
     {__NR_exit_group},
     {__NR_ppoll},
@@ -107,10 +108,11 @@ static const struct rule guest_rules[] = {
     {__NR_rt_sigreturn},
     {__NR_ioctl, 1, 4, {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS}},
     {__NR_pread64, 0, 2, {5, 8}},
-    {__NR_madvise, 2, 1, {23}},
+    {__NR_madvise, 2, 2, {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE}},
     {__NR_sendto, SENT_TO},
     {__NR_recvfrom, RECEIVED_FROM},
     {__NR_shutdown, 0, 1, {CONTROL}},
+    {__NR_fcntl, 1, 1, {F_SETFL}},
     {__NR_clock_gettime},
     {__NR_exit_group},
     {__NR_ppoll},
@@ -154,10 +156,15 @@ static struct sock_filter* filter(struct sock_filter* out, const struct rule* ru
     if (rule->number > next) {
       list[intervals++] = (struct interval){next, NULL};
     }
-    list[intervals++] = (struct interval){rule->number, rule};
+    /* Neighbours that are allowed whatever their arguments are one interval. */
+    const struct rule* last = intervals > 0 ? list[intervals - 1].rule : NULL;
+    if (last == NULL || last->count > 0 || rule->count > 0) {
+      list[intervals++] = (struct interval){rule->number, rule};
+    }
     next = rule->number + 1;
   }
   list[intervals++] = (struct interval){next, NULL};
+  list[intervals++] = (struct interval){0x40000000, NULL}; /* x32: of another verdict in ours */
   *out++ =
       (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
   *out++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0);
@@ -251,8 +258,7 @@ static int make_user_namespace(void) {
     }
     _exit(0);
   }
-  /* Far from any account, and from the ids that launches of ours take: they start at the
-   * bottom of the range. */
+  /* Far from any account, and beyond the range that launches of ours take their ids from. */
   user_id = 0x70000000u + (1u << 20) + (unsigned)holder;
   char path[32], map[32];
   snprintf(map, sizeof map, "%d %u 1", INSIDE_ID, user_id);
