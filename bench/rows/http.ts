@@ -65,9 +65,12 @@ async function address(server: ChildProcess): Promise<string> {
 async function shoot(url: string, connections: number, amount: number) {
   const latency: number[] = [];
   const begun = process.hrtime.bigint();
-  const run = autocannon({ url, connections, amount, timeout: 10 });
-  run.on('response', (_client, _status, _bytes, milliseconds) => latency.push(Math.round(milliseconds * 1e6)));
-  const { errors, timeouts, non2xx } = await run;
+  const { errors, timeouts, non2xx } = await new Promise<autocannon.Result>((resolve, reject) => {
+    const run = autocannon({ url, connections, amount, timeout: 10 }, (error, result) =>
+      error ? reject(error) : resolve(result),
+    );
+    run.on('response', (_client, _status, _bytes, milliseconds) => latency.push(Math.round(milliseconds * 1e6)));
+  });
   return { latency, errors: errors + timeouts + non2xx, seconds: Number(process.hrtime.bigint() - begun) / 1e9 };
 }
 

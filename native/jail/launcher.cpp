@@ -38,6 +38,11 @@ SysError write_label(const Host& host, const char* path, const char* label, std:
   return check("write(/proc/thread-self/attr)", call(__NR_write, owned.get(), label, length + 1));
 }
 
+/// What a monitor that has been let go still takes until its guest runs, and more. The
+/// pools are filled again after that long without a launch, or when they are half
+/// empty: making namespaces next to a monitor that creates its VM delays both.
+constexpr long settle_ns = 5'000'000;
+
 constexpr const char* exec_label = "thread-self/attr/exec";
 constexpr const char* socket_label = "thread-self/attr/sockcreate";
 
@@ -207,7 +212,8 @@ Launcher::~Launcher() {
     Lock lock(mutex_);
     stopping_ = true;
   }
-  changed_.notify();
+  work_.notify_all();
+  fill_.notify_all();
   for (auto& task : tasks_) {
     if (task->thread.joinable()) {
       task->thread.join();
@@ -247,7 +253,7 @@ void Launcher::submit(Launch* launch) {
     Lock lock(mutex_);
     (launch->in_host_mounts ? host_queue_ : queue_).push(launch);
   }
-  changed_.notify();
+  (launch->in_host_mounts ? fill_ : work_).notify_one();
 }
 
 Launch* Launcher::take_done() {
@@ -268,8 +274,9 @@ Launcher::Ready Launcher::ready() {
 
 void Launcher::launch_task(Task& task) {
   SysError unprepared = enter_prepared_mount_namespace(*host_);
+  bool used_pools = false;
   while (true) {
-    std::uint32_t seen = changed_.count();
+    std::uint32_t seen = work_.count();
     Launch* launch = nullptr;
     {
       Lock lock(mutex_);
@@ -279,9 +286,15 @@ void Launcher::launch_task(Task& task) {
       }
     }
     if (launch == nullptr) {
-      changed_.wait(seen);
+      if (!used_pools) {
+        work_.wait(seen);
+      } else if (!work_.wait_for(seen, settle_ns)) {
+        fill_.notify_one();
+        used_pools = false;
+      }
       continue;
     }
+    used_pools = true;
     if (unprepared) {
       launch->failed = Stage::prepare;
       launch->error = unprepared;
@@ -297,7 +310,7 @@ void Launcher::launch_task(Task& task) {
 void Launcher::fill_task(Task& task) {
   bool failed = false; // a host that has no more namespaces to give is asked again later
   while (true) {
-    std::uint32_t seen = changed_.count();
+    std::uint32_t seen = fill_.count();
     Launch* launch = nullptr;
     bool want_user = false;
     bool want_network = false;
@@ -316,7 +329,7 @@ void Launcher::fill_task(Task& task) {
       continue;
     }
     if (failed || (!want_user && !want_network)) {
-      changed_.wait(seen);
+      fill_.wait(seen);
       failed = false;
       continue;
     }
@@ -346,7 +359,8 @@ Result<UserNamespace> Launcher::take_user_namespace(Task& task) {
   {
     Lock lock(mutex_);
     if (user_ready_ > 0) {
-      return user_pool_[--user_ready_];
+      refill_below_half(--user_ready_);
+      return user_pool_[user_ready_];
     }
   }
   Lock lock(NotDumpable::mutex());
@@ -357,10 +371,17 @@ Result<int> Launcher::take_network_namespace(Task& task) {
   {
     Lock lock(mutex_);
     if (network_ready_ > 0) {
-      return network_pool_[--network_ready_];
+      refill_below_half(--network_ready_);
+      return network_pool_[network_ready_];
     }
   }
   return make_network_namespace(*host_, task.stack());
+}
+
+void Launcher::refill_below_half(std::uint32_t left) {
+  if (left < options_.pooled / 2) {
+    fill_.notify_one();
+  }
 }
 
 void Launcher::finish(Launch* launch) {
@@ -370,7 +391,6 @@ void Launcher::finish(Launch* launch) {
   }
   const std::uint64_t one = 1;
   call(__NR_write, done_event_.get(), &one, sizeof one);
-  changed_.notify(); // the pools may want filling
 }
 
 // ---- One launch ---------------------------------------------------------------

@@ -145,6 +145,7 @@ private:
   bool await_monitor(Launch& launch, const Expected& expected);
   bool receive_announcement(Launch& launch);
   void finish(Launch* launch);
+  void refill_below_half(std::uint32_t left);
 
   sys::Result<UserNamespace> take_user_namespace(Task& task);
   sys::Result<int> take_network_namespace(Task& task);
@@ -156,7 +157,10 @@ private:
   std::vector<std::unique_ptr<Task>> tasks_;
 
   sys::Mutex mutex_; // guards all below
-  sys::Changed changed_;
+  // Each wakes as few as it must: every task that wakes during a launch takes a
+  // processor from Node, from the monitor, or from the kernel's work for it.
+  sys::Changed work_; // for launch tasks
+  sys::Changed fill_; // for the task that fills the pools
   bool stopping_ = false;
   Queue queue_;      // for tasks in the prepared mount namespace
   Queue host_queue_; // for the task in the host's

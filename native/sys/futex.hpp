@@ -9,9 +9,17 @@
 
 namespace casemate::sys {
 
-inline void futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t expected) {
+/// Until woken, until a signal, or for `nanoseconds` at most (0: no limit). Returns
+/// false where the time passed.
+inline bool futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t expected,
+                       long nanoseconds = 0) {
+  const struct {
+    long seconds;
+    long nanoseconds;
+  } limit{nanoseconds / 1'000'000'000, nanoseconds % 1'000'000'000};
   // Private futexes are keyed by the address space, which all waiters share.
-  call(__NR_futex, &word, 128 /* FUTEX_WAIT_PRIVATE */, expected, nullptr);
+  return call(__NR_futex, &word, 128 /* FUTEX_WAIT_PRIVATE */, expected,
+              nanoseconds == 0 ? nullptr : &limit) != -110 /* ETIMEDOUT */;
 }
 
 inline void futex_wake(std::atomic<std::uint32_t>& word, int waiters) {
@@ -58,12 +66,20 @@ class Changed {
 public:
   std::uint32_t count() const { return word_.load(std::memory_order_acquire); }
   void wait(std::uint32_t seen) { futex_wait(word_, seen); }
-  void notify() {
-    word_.fetch_add(1, std::memory_order_release);
-    futex_wake(word_, 1 << 30);
+  /// False where nothing changed for so long.
+  bool wait_for(std::uint32_t seen, long nanoseconds) {
+    return futex_wait(word_, seen, nanoseconds);
   }
+  /// Wakes one waiter: for a change that one task sees to.
+  void notify_one() { notify(1); }
+  void notify_all() { notify(1 << 30); }
 
 private:
+  void notify(int waiters) {
+    word_.fetch_add(1, std::memory_order_release);
+    futex_wake(word_, waiters);
+  }
+
   std::atomic<std::uint32_t> word_{0};
 };
 

@@ -1,0 +1,97 @@
+/** The results as text. */
+import { columns } from '#lib/cli/format.js';
+import { metrics, type Results } from '../results.js';
+import { quantile } from '../stats.js';
+import { type Judgement, judgeAll, type Verdict } from '../targets.js';
+import { number, quantity } from './format.js';
+import { type Row, rowsOf } from './rows.js';
+
+export const verdicts: Readonly<Record<Verdict, string>> = {
+  holds: 'holds',
+  close: 'holds, within noise',
+  misses: 'MISSES',
+};
+
+function rowCells({ metric, unit, summary, toFloor }: Row): string[] {
+  const { n, p50, p90, p99, max } = summary;
+  const numbers = [p50, p90, p99, max].map((value) => quantity(value, unit));
+  return [`  ${metrics[metric].title}`, ...numbers, String(n), toFloor === undefined ? '' : number(toFloor.value)];
+}
+
+function targetCells({ target, found, verdict, why }: Judgement): string[] {
+  if (found === undefined) return [target.title, '–', '', `≤ ${number(target.limit)}`, `not measured (${why})`];
+  const interval = `${number(found.low)} – ${number(found.high)}`;
+  return [target.title, number(found.value), interval, `≤ ${number(target.limit)}`, verdicts[verdict as Verdict]];
+}
+
+/** The steps of launches beside those of the floor, medians. */
+function stepLines({ subjects }: Results): string[] {
+  const ours = stepMedians(subjects.launch);
+  const floor = new Map(stepMedians(subjects.floor).map(({ key, took }) => [key, took]));
+  if (ours.length === 0) return [];
+  const rows = ours.map(({ key, place, name, start, took }) => {
+    const theirs = floor.get(key);
+    const cells = [start, took, theirs].map((value) => (value === undefined ? '' : (value / 1000).toFixed(0)));
+    return [place, name, ...cells, theirs === undefined ? '' : ((took - theirs) / 1000).toFixed(0)];
+  });
+  return columns([['where', 'step', 'at µs', 'took µs', 'floor µs', 'more µs'], ...rows], [2, 3, 4, 5]);
+}
+
+export interface StepMedian {
+  readonly key: string;
+  readonly place: string;
+  readonly name: string;
+  readonly start: number;
+  readonly took: number;
+}
+
+/** The median start and duration of each step, in nanoseconds, in the order in which the steps begin. */
+export function stepMedians(subject: Results['subjects'][string] | undefined): StepMedian[] {
+  const all = new Map<string, { place: string; name: string; start: number[]; took: number[] }>();
+  for (const { place, name, start, took } of subject?.trials.flatMap(({ steps }) => steps ?? []) ?? []) {
+    const key = `${place} ${name}`;
+    const step = all.get(key) ?? { place, name, start: [], took: [] };
+    all.set(key, { place, name, start: [...step.start, ...start], took: [...step.took, ...took] });
+  }
+  return [...all]
+    .map(([key, { place, name, start, took }]) => ({
+      key,
+      place,
+      name,
+      start: quantile(start, 0.5),
+      took: quantile(took, 0.5),
+    }))
+    .sort((left, right) => left.start - right.start);
+}
+
+const heading = (text: string): string[] => ['', text, '─'.repeat(text.length)];
+
+/** All of a run, for a terminal. */
+export function renderTable(results: Results): string {
+  const rows = rowsOf(results);
+  const lines: string[][] = [['', 'p50', 'p90', 'p99', 'max', 'n', '× floor']];
+  for (const [name, { title, skipped, trials }] of Object.entries(results.subjects)) {
+    if (trials.length === 0) lines.push([`${name}: ${title} – not measured: ${skipped}`]);
+    else lines.push([`${name}: ${title}`], ...rows.filter(({ subject }) => subject === name).map(rowCells));
+  }
+  // Titles of subjects stand alone in their lines: only rows of numbers decide how wide the columns are.
+  const table = columns(
+    lines.map((cells) => (cells.length === 1 ? [''] : cells)),
+    [1, 2, 3, 4, 5, 6],
+  ).map((line, index) => (lines[index]?.length === 1 ? (lines[index]?.[0] as string) : line));
+  const machine = Object.entries(results.machine).map(([name, what]) => [name, what]);
+  const judgements = judgeAll(results);
+  return [
+    ...heading('The machine'),
+    ...columns(machine),
+    ...heading('Measured'),
+    ...table,
+    ...heading('The steps of a launch, medians'),
+    ...stepLines(results),
+    ...heading('Targets'),
+    ...columns([['p50 where nothing else is said', 'found', '95 %', 'target', ''], ...judgements.map(targetCells)], [1, 2]),
+    ...(results.smoke ? ['', 'A smoke run: it shows that everything works. Its numbers mean nothing.'] : []),
+    '',
+  ].join('\n');
+}
+
