@@ -9,14 +9,14 @@ function git(...args: string[]): string {
   return spawnSync('git', args, { cwd: root, encoding: 'utf8' }).stdout?.trim() ?? '';
 }
 
-/** What the kernel does about flaws of this processor, and what of it makes system calls slower. */
+/** What the kernel does about flaws of this processor, as far as it costs time. */
 function mitigations(): string {
   const folder = '/sys/devices/system/cpu/vulnerabilities';
   try {
     const active = readdirSync(folder)
-      .map((name) => `${name}: ${readFileSync(`${folder}/${name}`, 'utf8').trim()}`)
-      .filter((line) => line.includes('Mitigation'));
-    return active.length === 0 ? 'none active' : active.join(' · ');
+      .map((name) => [name, /Mitigation: ([^;]+)/.exec(readFileSync(`${folder}/${name}`, 'utf8'))?.[1]?.trim()])
+      .filter(([, what]) => what !== undefined);
+    return active.length === 0 ? 'none active' : active.map(([name, what]) => `${name}: ${what}`).join(' · ');
   } catch {
     return 'unknown';
   }

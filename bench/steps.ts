@@ -47,12 +47,22 @@ export class StepTable {
 }
 
 /** The steps of a launch of ours. */
-export function momentsOf({ t0, steps }: Timeline): Moment[] {
+export function momentsOf({ t0, t1, steps }: Timeline): Moment[] {
   return steps.map(({ name, where, at, durationNs }) => {
     const end = Number(at - t0);
+    // All the while before, Node waits.
+    if (name === 'resolve') return { place: where, name, start: Number(t1 - t0), end };
+    // The end of this one is the launcher's: it has been woken. The monitor has long been running.
+    if (where === 'child' && name === 'exec') return { place: 'launcher', name: 'vfork', start: end - durationNs, end };
     return { place: where, name: stampedAs[name] ?? name, start: end - durationNs, end };
   });
 }
+
+/** What goes on beside a launch's way: the launcher waits for the monitor and looks at it while that makes the VM. */
+const besides: ReadonlySet<string> = new Set(['vfork', 'jailed', 'readBack', 'release']);
+
+/** Whether a launch waits for this step: those that it waits for follow each other without a gap, and add up to t2. */
+export const onPath = ({ name }: { readonly name: string }): boolean => !besides.has(name);
 
 /** From the execve call to the monitor's first own instruction. */
 export function execTime({ steps }: Timeline): number | undefined {

@@ -4,12 +4,12 @@
  * @packageDocumentation
  */
 export { CasemateError, type ErrorCode, type SystemErrorCause } from './errors.js';
-export { type TimelineStep, warmUp } from './jail/launcher.js';
+export type { TimelineStep } from './jail/launcher.js';
 export type { JailOptions, LayerName, LayerState } from './jail/profiles.js';
 export type { ExitMessage, LaunchMessage } from './vm/channels.js';
 export type { Evidence, EvidenceLayer } from './vm/evidence.js';
 export { describeExit, type VmExit } from './vm/exit.js';
-export { launch } from './vm/launch.js';
+export { launch, warmUp } from './vm/launch.js';
 export type { FileSource, LaunchOptions } from './vm/options.js';
 export type { Timeline } from './vm/timeline.js';
 export { Vm, type VmEvents, type VmState } from './vm/vm.js';

@@ -16,8 +16,19 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 /** Where built files may lie: a package's prebuilt ones, or a checkout's own. */
 const directories = [join(root, 'prebuilds', `${process.platform}-${process.arch}`), join(root, 'build', 'Release')];
 
+const found = new Map<string, string>();
+
 /** The path of a built file: the addon, the monitor, a guest. */
 export function builtFile(name: string): string {
+  let path = found.get(name);
+  if (path === undefined) {
+    path = findBuiltFile(name);
+    found.set(name, path);
+  }
+  return path;
+}
+
+function findBuiltFile(name: string): string {
   for (const directory of directories) {
     const path = join(directory, name);
     try {

@@ -1,6 +1,6 @@
 /** What the table and the page both show: a row for each metric of each subject. */
 import { type Metric, metrics, type Results, type SubjectResult, type Unit } from '../results.js';
-import { type Estimate, ratio, type Summary, summarise, valuesOf } from '../stats.js';
+import { type Estimate, quantile, ratio, type Summary, summarise, valuesOf } from '../stats.js';
 
 export interface Row {
   readonly subject: string;
@@ -12,15 +12,17 @@ export interface Row {
   readonly toFloor: Estimate | undefined;
 }
 
-/** The metrics of a subject, in the order of {@link metrics}. */
-function metricsOf({ trials }: SubjectResult): Metric[] {
-  return (Object.keys(metrics) as Metric[]).filter((metric) => trials.some(({ values }) => values[metric]?.length));
+/** The metrics of a subject, in the order of {@link metrics}. Of variations of a launch: what is compared. */
+function metricsOf(subject: string, { family, trials }: SubjectResult): Metric[] {
+  const all = (Object.keys(metrics) as Metric[]).filter((metric) => trials.some(({ values }) => values[metric]?.length));
+  const varied = family === 'memory' || ['heap', 'mounts', 'alive'].includes(subject);
+  return varied ? all.filter((metric) => metric === 't1' || metric === 't2' || metric === 'reaped') : all;
 }
 
 export function rowsOf({ subjects }: Results): Row[] {
   const floor = subjects.floor;
   return Object.entries(subjects).flatMap(([subject, result]) =>
-    metricsOf(result).map((metric): Row => {
+    metricsOf(subject, result).map((metric): Row => {
       const { unit } = metrics[metric];
       const comparable = floor !== undefined && subject !== 'floor' && (metric === 't1' || metric === 't2');
       return {
@@ -35,4 +37,32 @@ export function rowsOf({ subjects }: Results): Row[] {
       };
     }),
   );
+}
+
+/** A step as the middle one of all launches has it. */
+export interface StepMedian {
+  readonly key: string;
+  readonly place: string;
+  readonly name: string;
+  readonly start: number;
+  readonly took: number;
+}
+
+/** The median start and duration of each step, in nanoseconds, in the order in which the steps begin. */
+export function stepMedians(subject: SubjectResult | undefined): StepMedian[] {
+  const all = new Map<string, { place: string; name: string; start: number[]; took: number[] }>();
+  for (const { place, name, start, took } of subject?.trials.flatMap(({ steps }) => steps ?? []) ?? []) {
+    const key = `${place} ${name}`;
+    const step = all.get(key) ?? { place, name, start: [], took: [] };
+    all.set(key, { place, name, start: [...step.start, ...start], took: [...step.took, ...took] });
+  }
+  return [...all]
+    .map(([key, { place, name, start, took }]) => ({
+      key,
+      place,
+      name,
+      start: quantile(start, 0.5),
+      took: quantile(took, 0.5),
+    }))
+    .sort((left, right) => left.start - right.start);
 }

@@ -1,10 +1,10 @@
 /** The results as text. */
 import { columns } from '#lib/cli/format.js';
 import { metrics, type Results } from '../results.js';
-import { quantile } from '../stats.js';
+import { onPath } from '../steps.js';
 import { type Judgement, judgeAll, type Verdict } from '../targets.js';
 import { number, quantity } from './format.js';
-import { type Row, rowsOf } from './rows.js';
+import { type Row, rowsOf, stepMedians } from './rows.js';
 
 export const verdicts: Readonly<Record<Verdict, string>> = {
   holds: 'holds',
@@ -29,39 +29,14 @@ function stepLines({ subjects }: Results): string[] {
   const ours = stepMedians(subjects.launch);
   const floor = new Map(stepMedians(subjects.floor).map(({ key, took }) => [key, took]));
   if (ours.length === 0) return [];
-  const rows = ours.map(({ key, place, name, start, took }) => {
+  const rows = ours.map((step) => {
+    const { key, place, name, start, took } = step;
     const theirs = floor.get(key);
     const cells = [start, took, theirs].map((value) => (value === undefined ? '' : (value / 1000).toFixed(0)));
-    return [place, name, ...cells, theirs === undefined ? '' : ((took - theirs) / 1000).toFixed(0)];
+    const more = theirs === undefined ? '' : ((took - theirs) / 1000).toFixed(0);
+    return [place, name, ...cells, more, onPath(step) ? '' : 'beside the way'];
   });
-  return columns([['where', 'step', 'at µs', 'took µs', 'floor µs', 'more µs'], ...rows], [2, 3, 4, 5]);
-}
-
-export interface StepMedian {
-  readonly key: string;
-  readonly place: string;
-  readonly name: string;
-  readonly start: number;
-  readonly took: number;
-}
-
-/** The median start and duration of each step, in nanoseconds, in the order in which the steps begin. */
-export function stepMedians(subject: Results['subjects'][string] | undefined): StepMedian[] {
-  const all = new Map<string, { place: string; name: string; start: number[]; took: number[] }>();
-  for (const { place, name, start, took } of subject?.trials.flatMap(({ steps }) => steps ?? []) ?? []) {
-    const key = `${place} ${name}`;
-    const step = all.get(key) ?? { place, name, start: [], took: [] };
-    all.set(key, { place, name, start: [...step.start, ...start], took: [...step.took, ...took] });
-  }
-  return [...all]
-    .map(([key, { place, name, start, took }]) => ({
-      key,
-      place,
-      name,
-      start: quantile(start, 0.5),
-      took: quantile(took, 0.5),
-    }))
-    .sort((left, right) => left.start - right.start);
+  return columns([['where', 'step', 'at µs', 'took µs', 'floor µs', 'more µs', ''], ...rows], [2, 3, 4, 5]);
 }
 
 const heading = (text: string): string[] => ['', text, '─'.repeat(text.length)];

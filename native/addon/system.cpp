@@ -10,6 +10,7 @@
 #include <linux/mount.h>
 #include <memory>
 #include <string>
+#include <sys/stat.h>
 
 namespace casemate::addon {
 
@@ -58,6 +59,24 @@ Napi::Value memfd_create(const Napi::CallbackInfo& info) {
     check(env, sys::check("fcntl(F_ADD_SEALS)", call(__NR_fcntl, fd.get(), F_ADD_SEALS, seals)));
   }
   return Napi::Number::New(env, fd.release());
+}
+
+/// openRegular(path): { fd, size }, size -1 where it is no regular file. One call for
+/// what each launch does: Node's own two would be a tenth of its JavaScript. open(2), fstat(2)
+Napi::Value open_regular(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  std::string path = text(info[0]);
+  // Without O_NONBLOCK the open of a FIFO would wait for its writer.
+  long opened = call(__NR_open, path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  check(env, sys::check("open", opened), path.c_str());
+  Fd fd(static_cast<int>(opened));
+  struct stat status {};
+  check(env, sys::check("fstat", call(__NR_fstat, fd.get(), &status)), path.c_str());
+  auto result = Napi::Object::New(env);
+  double size = S_ISREG(status.st_mode) ? static_cast<double>(status.st_size) : -1;
+  result.Set("size", Napi::Number::New(env, size));
+  result.Set("fd", Napi::Number::New(env, fd.release()));
+  return result;
 }
 
 /// closeDescriptor(fd): for descriptors that the addon made. fs.closeSync warns of them
@@ -156,6 +175,7 @@ void init_system(Napi::Env env, Napi::Object exports) {
   };
   define("systemError", make_system_error);
   define("memfdCreate", memfd_create);
+  define("openRegular", open_regular);
   define("closeDescriptor", close_descriptor);
   define("pidfdOpen", pidfd_open);
   define("pidfdSendSignal", pidfd_send_signal);

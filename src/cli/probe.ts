@@ -1,4 +1,4 @@
-import { warmUp } from '../jail/launcher.js';
+import { warmUp } from '../vm/launch.js';
 import { Capability, Kvm } from '../kvm/index.js';
 import { builtFile, native } from '../native.js';
 import { launch } from '../vm/launch.js';

@@ -60,11 +60,11 @@ function makeLauncher(): NativeLauncher {
   }
 }
 
-/** Makes the launcher now and fills its pools, so that the first launch is as quick as the others. */
-export async function warmUp(): Promise<void> {
-  const { ready } = launcher();
+/** Waits until the launcher's pools are full, or cannot be filled: a launch will say why. */
+export async function poolsFilled(): Promise<void> {
+  const on = launcher();
   for (let tries = 0; tries < 500; tries += 1) {
-    const { network, user } = ready.call(launcher());
+    const { network, user } = on.ready();
     if (network === pooledNamespaces && user === pooledNamespaces) return;
     await new Promise((resolve) => setTimeout(resolve, 2));
   }

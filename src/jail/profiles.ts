@@ -67,12 +67,22 @@ export interface Jail {
   readonly networkNamespaceFd: number | undefined;
   readonly cgroupFd: number | undefined;
   readonly selinuxContext: string | undefined;
+  /** Of what makes another plan: descriptors are in a plan by name, so only whether they are there. */
+  readonly key: string;
 }
 
 const offByDefault: ReadonlySet<LayerName> = new Set(['timeNamespace', 'coreScheduling']);
 
+let strict: Jail | undefined;
+
 /** The jail that these options ask for. */
-export function parseJail(options: unknown = {}): Jail {
+export function parseJail(options: unknown): Jail {
+  if (options !== undefined) return parseGiven(options);
+  strict ??= parseGiven({});
+  return strict;
+}
+
+function parseGiven(options: unknown): Jail {
   const known = ['profile', 'layers', 'hostname', 'networkNamespace', 'cgroup', 'selinux'] as const;
   const given = object('options.jail', options, known);
   const profile = oneOf('options.jail.profile', given.profile ?? 'strict', ['strict', 'custom']);
@@ -104,14 +114,17 @@ export function parseJail(options: unknown = {}): Jail {
   if (given.networkNamespace !== undefined && layers.networkNamespace === 'off') {
     throw invalid('options.jail.networkNamespace', "no namespace, as the layer is 'off'", given.networkNamespace);
   }
-  return {
-    profile,
+  const networkNamespaceFd = parseFd('options.jail.networkNamespace', given.networkNamespace);
+  const cgroupFd = parseFd('options.jail.cgroup', given.cgroup);
+  const selinuxContext = parseSelinux(given.selinux ?? 'off');
+  const key = JSON.stringify([
     layers,
     hostname,
-    networkNamespaceFd: parseFd('options.jail.networkNamespace', given.networkNamespace),
-    cgroupFd: parseFd('options.jail.cgroup', given.cgroup),
-    selinuxContext: parseSelinux(given.selinux ?? 'off'),
-  };
+    selinuxContext ?? null,
+    networkNamespaceFd !== undefined,
+    cgroupFd !== undefined,
+  ]);
+  return { profile, layers, hostname, networkNamespaceFd, cgroupFd, selinuxContext, key };
 }
 
 function parseFd(name: string, value: unknown): number | undefined {

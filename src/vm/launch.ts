@@ -1,6 +1,6 @@
 import { CasemateError, abortError } from '../errors.js';
 import { type EncodedPlan, encodePlan } from '../jail/encode.js';
-import { caller, devNull, type LaunchOutcome, launchError, reaped, runLaunch } from '../jail/launcher.js';
+import { caller, devNull, type LaunchOutcome, launchError, poolsFilled, reaped, runLaunch } from '../jail/launcher.js';
 import { type Jail, monitorPlan } from '../jail/profiles.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
@@ -268,9 +268,7 @@ const plans = new Map<string, EncodedPlan>();
 
 /** The encoded plan of a launch: the same for all launches that ask for the same jail. */
 function planFor({ jail, console, input }: ParsedOptions): EncodedPlan {
-  // Descriptors are in it as names: only whether they are there makes another plan.
-  const { networkNamespaceFd, cgroupFd, ...same } = jail;
-  const key = JSON.stringify([same, networkNamespaceFd !== undefined, cgroupFd !== undefined, console, input !== undefined]);
+  const key = `${jail.key} ${console} ${input !== undefined}`;
   let plan = plans.get(key);
   if (plan === undefined) {
     const monitor = { console, input: input !== undefined, numbers: wire.descriptors };
@@ -278,4 +276,20 @@ function planFor({ jail, console, input }: ParsedOptions): EncodedPlan {
     plans.set(key, plan);
   }
   return plan;
+}
+
+/**
+ * Does ahead of time what the first launch of a process or worker would wait for: loads the addon, asks KVM for its
+ * CPUID, starts the launcher, fills its pools of namespaces.
+ *
+ * @param options - as the launches to come will have them.
+ * @throws CasemateError as {@link launch} would.
+ */
+export async function warmUp(options: LaunchOptions = {}): Promise<void> {
+  const parsed = parseOptions(options);
+  checkLayers(parsed.jail);
+  cpuidTable(kvmDevice(parsed.kvmFd));
+  planFor(parsed);
+  devNull();
+  await poolsFilled();
 }

@@ -21,6 +21,7 @@ export const wire = {
     paused: 128,
   },
   configureSize: 56,
+  cpuidEntrySize: 40,
   maxCpuid: 256,
   maxArgumentsSize: 65536,
   events: { jailed: 1, doorbell: 2, paused: 3, resumed: 4, exited: 5, failed: 6, blocked: 7 },
@@ -113,23 +114,29 @@ export interface Configuration {
 
 /** struct casemate_configure with what follows it. */
 export function encodeConfiguration(configuration: Configuration): Uint8Array {
-  const args = Buffer.from(configuration.args.map((arg) => `${arg}\0`).join(''));
-  const size = wire.configureSize + configuration.cpuid.length + args.length;
-  const bytes = Buffer.alloc(size);
-  bytes.writeUInt32LE(wire.commands.configure, 0);
-  bytes.writeUInt32LE(size, 4);
-  bytes.writeUInt32LE(wire.magic, 8);
-  bytes.writeUInt32LE(wire.version, 12);
-  bytes.writeBigUInt64LE(BigInt(configuration.memorySize), 16);
-  bytes.writeUInt32LE(configuration.flags, 24);
-  bytes.writeUInt32LE(wire.formats[configuration.format], 28);
-  bytes.writeUInt32LE(1, 32);
-  bytes.writeUInt32LE(configuration.cpl, 36);
-  bytes.writeUInt32LE(configuration.cpuid.length / 40, 40);
-  bytes.writeUInt32LE(configuration.args.length, 44);
-  bytes.writeUInt32LE(args.length, 48);
-  bytes.set(configuration.cpuid, wire.configureSize);
-  bytes.set(args, wire.configureSize + configuration.cpuid.length);
+  const { cpuid, args } = configuration;
+  const strings = Buffer.from(`${args.join('\0')}\0`);
+  const size = wire.configureSize + cpuid.length + strings.length;
+  const bytes = new Uint8Array(size);
+  // In the machine's byte order, as the monitor reads it. The fields in the order of the struct:
+  new Uint32Array(bytes.buffer, 0, wire.configureSize / 4).set([
+    wire.commands.configure,
+    size,
+    wire.magic,
+    wire.version,
+    configuration.memorySize % 2 ** 32,
+    Math.floor(configuration.memorySize / 2 ** 32),
+    configuration.flags,
+    wire.formats[configuration.format],
+    1,
+    configuration.cpl,
+    cpuid.length / wire.cpuidEntrySize,
+    args.length,
+    strings.length,
+    0,
+  ]);
+  bytes.set(cpuid, wire.configureSize);
+  bytes.set(strings, wire.configureSize + cpuid.length);
   return bytes;
 }
 

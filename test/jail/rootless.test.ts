@@ -121,7 +121,7 @@ test('launches of an ordinary user leave nothing behind', async (t) => {
       mounts: readFileSync('/proc/self/mountinfo', 'utf8'),
     });
     const settled = async () => {
-      await warmUp();
+      await warmUp(options);
       await delay(100);
       return count();
     };
