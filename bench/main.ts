@@ -14,7 +14,7 @@ import { describeMachine } from './machine.js';
 import { renderComparison } from './report/compare.js';
 import { renderPage } from './report/html.js';
 import { renderTable } from './report/table.js';
-import { format, readResults, type Results, type SubjectResult, type Trial } from './results.js';
+import { format, type Results, readResults, type SubjectResult, type Trial } from './results.js';
 import { allSubjects } from './rows/index.js';
 import { buildPrograms, built, type Effort, root, type Subject } from './subject.js';
 
@@ -138,7 +138,8 @@ async function main(): Promise<number> {
     process.stdout.write(help);
     return 0;
   }
-  if (options['install-peers']) return spawnSync(join(root, 'bench/peers/install.sh'), { stdio: 'inherit' }).status ?? 1;
+  if (options['install-peers'])
+    return spawnSync(join(root, 'bench/peers/install.sh'), { stdio: 'inherit' }).status ?? 1;
   const folder = options.out ?? built('report');
   if (command === 'compare' && files.length === 2) {
     process.stdout.write(renderComparison(readResults(files[0] as string), readResults(files[1] as string)));

@@ -1,5 +1,6 @@
 /** What a run of the bench leaves behind: one JSON file, from which the table, the page and comparisons are made. */
 import { readFileSync } from 'node:fs';
+import type { Step } from '#lib/cli/steps.js';
 
 /** The version of this format: a file of another one is refused. */
 export const format = 'casemate-bench-1';
@@ -44,15 +45,6 @@ export type Metric = keyof typeof metrics;
 
 /** What one fresh process has measured: one number per launch (or request). */
 export type Values = Partial<Record<Metric, readonly number[]>>;
-
-/** A step of a launch. A step done several times in a row (rlimit) is one. */
-export interface Step {
-  readonly place: string;
-  readonly name: string;
-  /** When it began, since t0, and how long it took: one number per launch, in nanoseconds. */
-  readonly start: readonly number[];
-  readonly took: readonly number[];
-}
 
 /** One process's measurements. Trials of one round were made close to each other in time. */
 export interface Trial {

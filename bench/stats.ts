@@ -1,16 +1,7 @@
 /** Percentiles, and how sure one may be of them. */
 import { createHistogram } from 'node:perf_hooks';
+import { mean, quantile } from '#lib/cli/statistics.js';
 import type { Metric, SubjectResult, Trial } from './results.js';
-
-/** What a table says of a metric. */
-export interface Summary {
-  readonly n: number;
-  readonly mean: number;
-  readonly p50: number;
-  readonly p90: number;
-  readonly p99: number;
-  readonly max: number;
-}
 
 /** A number that is taken of many: a quantile (0.5 is the median), or the mean. */
 export type Statistic = number | 'mean';
@@ -22,30 +13,8 @@ export interface Estimate {
   readonly high: number;
 }
 
-/** The smallest value that at least this share of all values does not exceed. */
-export function quantile(values: readonly number[] | Float64Array, share: number): number {
-  const sorted = Float64Array.from(values).sort();
-  if (sorted.length === 0) return Number.NaN;
-  return sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)] as number;
-}
-
 function statisticOf(values: readonly number[], statistic: Statistic): number {
   return statistic === 'mean' ? mean(values) : quantile(values, statistic);
-}
-
-function mean(values: readonly number[]): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
-}
-
-export function summarise(values: readonly number[]): Summary {
-  return {
-    n: values.length,
-    mean: mean(values),
-    p50: quantile(values, 0.5),
-    p90: quantile(values, 0.9),
-    p99: quantile(values, 0.99),
-    max: values.reduce((most, value) => Math.max(most, value), Number.NEGATIVE_INFINITY),
-  };
 }
 
 /**
@@ -58,7 +27,8 @@ export function percentileCurve(values: readonly number[]): [share: number, valu
   const histogram = createHistogram({ lowest: 1, highest: Math.max(2, ...whole), figures: 4 });
   for (const value of whole) histogram.record(value);
   const curve: [number, number][] = [];
-  for (let left = 1; left * whole.length >= 1; left /= 1.15) curve.push([1 - left, histogram.percentile(Math.max(1e-9, 100 * (1 - left)))]);
+  for (let left = 1; left * whole.length >= 1; left /= 1.15)
+    curve.push([1 - left, histogram.percentile(Math.max(1e-9, 100 * (1 - left)))]);
   curve.push([1 - 1 / (whole.length + 1), histogram.max]);
   return curve;
 }
@@ -130,7 +100,11 @@ export function ratio(of: Measure, against: Measure): Estimate | undefined {
   const ratioOf = (chosen: readonly number[]) =>
     statisticOf(pooled(upper, chosen), of.statistic) / statisticOf(pooled(lower, chosen), against.statistic);
   const next = random();
-  return interval(ratioOf(both), Array.from({ length: draws }, () => ratioOf(draw(both, next))), 0.95);
+  return interval(
+    ratioOf(both),
+    Array.from({ length: draws }, () => ratioOf(draw(both, next))),
+    0.95,
+  );
 }
 
 /** A measure by itself, with a 95 % interval (percentile bootstrap over rounds). */
@@ -140,7 +114,11 @@ export function estimate(of: Measure): Estimate | undefined {
   if (all.length === 0) return undefined;
   const valueOf = (chosen: readonly number[]) => statisticOf(pooled(rounds, chosen), of.statistic);
   const next = random();
-  return interval(valueOf(all), Array.from({ length: draws }, () => valueOf(draw(all, next))), 0.95);
+  return interval(
+    valueOf(all),
+    Array.from({ length: draws }, () => valueOf(draw(all, next))),
+    0.95,
+  );
 }
 
 /**

@@ -3,7 +3,8 @@ import { spawn, spawnSync } from 'node:child_process';
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { Metric, Step, Values } from './results.js';
+import type { Step } from '#lib/cli/steps.js';
+import type { Metric, Values } from './results.js';
 import type { Request } from './trial.js';
 
 /** The top folder of the repository. */

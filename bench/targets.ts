@@ -59,7 +59,12 @@ export const targets: readonly Target[] = [
     against: of('qemu', 't2'),
     limit: 0.05,
   },
-  { title: 'out of a heap of 1 GiB, against a small one', of: of('heap', 't1'), against: of('launch', 't1'), limit: 1.1 },
+  {
+    title: 'out of a heap of 1 GiB, against a small one',
+    of: of('heap', 't1'),
+    against: of('launch', 't1'),
+    limit: 1.1,
+  },
   { title: 'with 500 mounts more, against without', of: of('mounts', 't1'), against: of('launch', 't1'), limit: 1.1 },
   { title: 'the 100th VM alive, against the first', of: of('alive', 't1'), against: of('launch', 't1'), limit: 1.1 },
   {

@@ -11,8 +11,9 @@ import type { Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 // Types alone: the trial `cold` measures what loading the package costs.
 import type { Vm } from 'casemate';
+import { momentsOf, StepTable } from '#lib/cli/steps.js';
 import type { Metric } from './results.js';
-import { execTime, momentsOf, StepTable } from './steps.js';
+import { execTime } from './steps.js';
 import type { Measured } from './subject.js';
 
 /** What nothing but its number of launches is to be said about. */
@@ -56,7 +57,8 @@ class Recorder {
     for (const [name, value] of Object.entries(values) as [Metric, number | undefined][]) {
       if (value === undefined) continue;
       this.values[name] ??= [];
-      this.values[name].push(value);
+      // Nanoseconds and bytes are whole; shares are not.
+      this.values[name].push(name.endsWith('Share') ? value : Math.round(value));
     }
   }
 }
@@ -84,7 +86,9 @@ function cpuOf(pid: number): number {
 
 /** CPU time of the children that have been reaped. The kernel counts it in hundredths of a second. */
 function reapedCpu(): number {
-  const fields = readFileSync('/proc/self/stat', 'utf8').replace(/^.*\) /s, '').split(' ');
+  const fields = readFileSync('/proc/self/stat', 'utf8')
+    .replace(/^.*\) /s, '')
+    .split(' ');
   return (Number(fields[13]) + Number(fields[14])) * 1e7;
 }
 

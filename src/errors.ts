@@ -94,11 +94,7 @@ export function isSystemError(value: unknown): value is SystemErrorCause {
 }
 
 /** Runs `call`; an error of a system call in it comes out as a {@link CasemateError} with this code. */
-export function wrapSystemError<T>(
-  code: ErrorCode,
-  call: () => T,
-  fields: Omit<CasemateErrorFields, 'cause'> = {},
-): T {
+export function wrapSystemError<T>(code: ErrorCode, call: () => T, fields: Omit<CasemateErrorFields, 'cause'> = {}): T {
   try {
     return call();
   } catch (cause) {

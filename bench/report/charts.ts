@@ -1,10 +1,11 @@
 /** The charts of the page. */
+import { quantile } from '#lib/cli/statistics.js';
+import { onPath } from '#lib/cli/steps.js';
 import type { Metric, Results } from '../results.js';
-import { percentileCurve, quantile, valuesOf } from '../stats.js';
-import { onPath } from '../steps.js';
+import { percentileCurve, valuesOf } from '../stats.js';
 import { type Judgement, judgeAll, type Verdict } from '../targets.js';
 import { number, quantity } from './format.js';
-import { type StepMedian, stepMedians } from './rows.js';
+import { type StepQuantile, stepQuantiles } from './rows.js';
 import { box, line, linear, logarithmic, logTicks, type Scale, svg, tag, text, ticks } from './svg.js';
 
 const width = 1000;
@@ -20,7 +21,12 @@ function timeAxis(to: number, x: Scale, top: number, bottom: number): string[] {
   });
 }
 
-function lanes(steps: readonly StepMedian[], title: string, x: Scale, top: number): { drawn: string[]; bottom: number } {
+function lanes(
+  steps: readonly StepQuantile[],
+  title: string,
+  x: Scale,
+  top: number,
+): { drawn: string[]; bottom: number } {
   const height = 30;
   const used = places.filter((place) => steps.some((step) => step.place === place));
   const drawn = [text(0, top + 12, title, 'strong')];
@@ -31,7 +37,16 @@ function lanes(steps: readonly StepMedian[], title: string, x: Scale, top: numbe
       const [left, right] = [x(step.start), x(step.start + step.took)];
       const kind = onPath(step) ? place : `${place} beside`;
       const aside = onPath(step) ? '' : ' (beside the way)';
-      drawn.push(box(left, y, right - left, height, kind, `${place}: ${step.name}, ${us(step.took)} from ${us(step.start)} on${aside}`));
+      drawn.push(
+        box(
+          left,
+          y,
+          right - left,
+          height,
+          kind,
+          `${place}: ${step.name}, ${us(step.took)} from ${us(step.start)} on${aside}`,
+        ),
+      );
       if (right - left > step.name.length * 6.2 + 4) {
         drawn.push(text((left + right) / 2, y + height / 2 + 4, step.name, onPath(step) ? 'on' : 'off', 'middle'));
       }
@@ -40,15 +55,27 @@ function lanes(steps: readonly StepMedian[], title: string, x: Scale, top: numbe
   return { drawn, bottom: top + 22 + used.length * (height + 6) };
 }
 
+/** The steps that a launch waits for, one behind the other, as they are in each launch but not in their medians. */
+function inSequence(steps: readonly StepQuantile[]): StepQuantile[] {
+  let start = 0;
+  return steps.map((step) => {
+    if (!onPath(step)) return step;
+    const placed = { ...step, start };
+    start += step.took;
+    return placed;
+  });
+}
+
 /** The steps of one launch in time, beside those of the floor. */
 export function timelineChart({ subjects }: Results): string {
-  const ours = stepMedians(subjects.launch);
-  const floor = stepMedians(subjects.floor);
+  const ours = inSequence(stepQuantiles(subjects.launch));
+  const floor = inSequence(stepQuantiles(subjects.floor));
   const end = Math.max(...[...ours, ...floor].map(({ start, took }) => start + took)) * 1.02;
   const x = linear(0, end, 70, width - 10);
   const top = 34;
   const first = lanes(ours, 'a launch', x, top);
-  const second = floor.length > 0 ? lanes(floor, 'the floor', x, first.bottom + 16) : { drawn: [], bottom: first.bottom };
+  const second =
+    floor.length > 0 ? lanes(floor, 'the floor', x, first.bottom + 16) : { drawn: [], bottom: first.bottom };
   return svg(
     width,
     second.bottom + 6,
@@ -62,21 +89,24 @@ export function timelineChart({ subjects }: Results): string {
 
 /** Each step that a launch waits for, beside the same step of the floor. */
 export function stepChart({ subjects }: Results): string {
-  const ours = stepMedians(subjects.launch).filter(onPath);
-  const floor = new Map(stepMedians(subjects.floor).map((step) => [step.key, step.took]));
+  const ours = stepQuantiles(subjects.launch).filter(onPath);
+  const floor = new Map(stepQuantiles(subjects.floor).map((step) => [step.key, step.took]));
   const most = Math.max(...ours.map(({ took }) => took), ...floor.values());
-  const x = linear(0, most, 190, width - 150);
+  const x = linear(0, most, 190, width - 180);
   const height = 24;
   const rows = ours.map(({ key, place, name, took }, index) => {
     const y = 30 + index * height;
     const theirs = floor.get(key);
-    const more = theirs === undefined ? 'not in the floor' : `${took >= theirs ? '+' : '−'}${us(Math.abs(took - theirs))}`;
+    const more =
+      theirs === undefined ? 'not in the floor' : `${took >= theirs ? '+' : '−'}${us(Math.abs(took - theirs))}`;
     return [
       text(0, y + 13, place, 'axis'),
       text(70, y + 13, name),
       box(x(0), y + 2, x(took) - x(0), 10, place, `${name}: ${us(took)}`),
-      ...(theirs === undefined ? [] : [box(x(0), y + 13, x(theirs) - x(0), 5, 'floor', `${name} of the floor: ${us(theirs)}`)]),
-      text(width - 80, y + 13, us(took), '', 'end'),
+      ...(theirs === undefined
+        ? []
+        : [box(x(0), y + 13, x(theirs) - x(0), 5, 'floor', `${name} of the floor: ${us(theirs)}`)]),
+      text(width - 110, y + 13, us(took), '', 'end'),
       text(width, y + 13, more, 'axis', 'end'),
     ].join('');
   });
@@ -84,8 +114,8 @@ export function stepChart({ subjects }: Results): string {
     width,
     36 + rows.length * height,
     'The steps that a launch waits for',
-    text(width - 80, 16, 'took', 'axis', 'end'),
-    text(width, 16, 'more than the floor', 'axis', 'end'),
+    text(width - 110, 16, 'took', 'axis', 'end'),
+    text(width, 16, 'against the floor', 'axis', 'end'),
     ...rows,
   );
 }
@@ -93,7 +123,9 @@ export function stepChart({ subjects }: Results): string {
 /** How each ratio stands to its limit. */
 export function targetChart(results: Results): string {
   const found = judgeAll(results).filter((judgement) => judgement.found !== undefined);
-  const relative = found.flatMap(({ found, target }) => [found?.low, found?.high].map((value) => (value as number) / target.limit));
+  const relative = found.flatMap(({ found, target }) =>
+    [found?.low, found?.high].map((value) => (value as number) / target.limit),
+  );
   const [from, to] = [Math.min(0.25, ...relative) * 0.9, Math.max(2, ...relative) * 1.1];
   const x = logarithmic(from, to, 470, width - 70);
   const height = 26;
@@ -114,7 +146,9 @@ export function targetChart(results: Results): string {
     width,
     bottom + 4,
     'Ratios against their targets',
-    ...logTicks(from, to).map((value) => line(x(value), 24, x(value), bottom, 'grid') + text(x(value), 16, `${value} ×`, 'axis', 'middle')),
+    ...logTicks(from, to).map(
+      (value) => line(x(value), 24, x(value), bottom, 'grid') + text(x(value), 16, `${value} ×`, 'axis', 'middle'),
+    ),
     line(x(1), 20, x(1), bottom, 'limit'),
     ...found.map(row),
   );
@@ -139,8 +173,17 @@ const curves: readonly Curve[] = [
 
 /** Lines with points on two axes; each is named at its end. */
 function lineChart(
-  series: readonly { readonly title: string; readonly kind: string; readonly points: readonly (readonly [number, number])[] }[],
-  axis: { readonly x: Scale; readonly y: Scale; readonly xTicks: readonly [number, string][]; readonly yTicks: readonly number[] },
+  series: readonly {
+    readonly title: string;
+    readonly kind: string;
+    readonly points: readonly (readonly [number, number])[];
+  }[],
+  axis: {
+    readonly x: Scale;
+    readonly y: Scale;
+    readonly xTicks: readonly [number, string][];
+    readonly yTicks: readonly number[];
+  },
   label: string,
 ): string {
   const [top, bottom, left, right] = [20, 380, 70, width - 170];
@@ -157,12 +200,22 @@ function lineChart(
     width,
     bottom + 40,
     label,
-    ...yTicks.map((value) => line(left, y(value), right, y(value), 'grid') + text(left - 8, y(value) + 4, quantity(value, 'ns'), 'axis', 'end')),
-    ...xTicks.map(([value, words]) => line(x(value), top, x(value), bottom, 'grid') + text(x(value), bottom + 18, words, 'axis', 'middle')),
+    ...yTicks.map(
+      (value) =>
+        line(left, y(value), right, y(value), 'grid') +
+        text(left - 8, y(value) + 4, quantity(value, 'ns'), 'axis', 'end'),
+    ),
+    ...xTicks.map(
+      ([value, words]) =>
+        line(x(value), top, x(value), bottom, 'grid') + text(x(value), bottom + 18, words, 'axis', 'middle'),
+    ),
     ...series.map(({ kind, points, title }) =>
       tag(
         'polyline',
-        { points: points.map(([px, py]) => `${x(px).toFixed(1)},${y(py).toFixed(1)}`).join(' '), class: `curve ${kind}` },
+        {
+          points: points.map(([px, py]) => `${x(px).toFixed(1)},${y(py).toFixed(1)}`).join(' '),
+          class: `curve ${kind}`,
+        },
         tag('title', {}, title),
       ),
     ),
@@ -183,8 +236,18 @@ export function percentileChart({ subjects }: Results): string {
     .filter(({ points }) => points.length > 0);
   const all = series.flatMap(({ points }) => points);
   const rarest = Math.max(10, ...all.map(([share]) => share));
-  const [low, high] = [Math.min(...all.map(([, value]) => value)) * 0.8, Math.max(...all.map(([, value]) => value)) * 1.2];
-  const shares: [number, string][] = [[1, 'all'], [2, '50 %'], [10, '90 %'], [100, '99 %'], [1000, '99.9 %'], [10_000, '99.99 %']];
+  const [low, high] = [
+    Math.min(...all.map(([, value]) => value)) * 0.8,
+    Math.max(...all.map(([, value]) => value)) * 1.2,
+  ];
+  const shares: [number, string][] = [
+    [1, 'least'],
+    [2, '50 %'],
+    [10, '90 %'],
+    [100, '99 %'],
+    [1000, '99.9 %'],
+    [10_000, '99.99 %'],
+  ];
   return lineChart(
     series,
     {
@@ -237,7 +300,13 @@ export function httpChart({ subjects }: Results): string {
   const bars = [1, 10, 50].flatMap((connections) =>
     backends.map(({ name, title, kind }) => {
       const trials = subjects[`${name}-${connections}`]?.trials ?? [];
-      return { connections, title, kind, value: quantile(valuesOf(trials, 'perSecond'), 0.5), latency: valuesOf(trials, 'latency') };
+      return {
+        connections,
+        title,
+        kind,
+        value: quantile(valuesOf(trials, 'perSecond'), 0.5),
+        latency: valuesOf(trials, 'latency'),
+      };
     }),
   );
   const drawn = bars.filter(({ value }) => Number.isFinite(value));
@@ -255,7 +324,14 @@ export function httpChart({ subjects }: Results): string {
       return [
         text(0, y + 14, `${connections} ${connections === 1 ? 'connection' : 'connections'}`, 'axis'),
         text(110, y + 14, title),
-        box(x(0), y + 3, x(value) - x(0), 15, kind, `${title}, ${connections} connections: ${value.toFixed(0)} requests/s`),
+        box(
+          x(0),
+          y + 3,
+          x(value) - x(0),
+          15,
+          kind,
+          `${title}, ${connections} connections: ${value.toFixed(0)} requests/s`,
+        ),
         text(x(value) + 6, y + 14, `${value.toFixed(0)} /s`),
         text(width, y + 14, times, '', 'end'),
       ].join('');

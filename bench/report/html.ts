@@ -1,11 +1,12 @@
 /** The page: everything of a run in one file, for a reader who has never seen casemate. */
+import { quantile } from '#lib/cli/statistics.js';
+import { onPath } from '#lib/cli/steps.js';
 import { metrics, type Results } from '../results.js';
-import { quantile, valuesOf } from '../stats.js';
-import { onPath } from '../steps.js';
+import { valuesOf } from '../stats.js';
 import { type Judgement, judgeAll, type Verdict } from '../targets.js';
 import { httpChart, memoryChart, percentileChart, stepChart, targetChart, timelineChart } from './charts.js';
 import { number, quantity } from './format.js';
-import { rowsOf, type StepMedian, stepMedians } from './rows.js';
+import { rowsOf, type StepQuantile, stepQuantiles } from './rows.js';
 import { escape } from './svg.js';
 import { verdicts } from './table.js';
 
@@ -38,16 +39,28 @@ circle.verdict { stroke: none; } line.verdict { stroke-width: 3; stroke-opacity:
 .verdict.misses { fill: var(--bad); stroke: var(--bad); }
 td.holds { color: var(--good); } td.close { color: var(--fair); } td.misses { color: var(--bad); font-weight: 600; }
 .curve { fill: none; stroke-width: 2; }
-${['var(--monitor)', 'var(--ink)', 'var(--floor)', 'var(--node)', '#7a6ff0', 'var(--launcher)', 'var(--child)', '#a0522d']
-  .map((colour, index) => `.curve.series-${index} { stroke: ${colour}; } svg text.series-${index}, rect.series-${index} { fill: ${colour}; }`)
+${[
+  'var(--monitor)',
+  'var(--ink)',
+  'var(--floor)',
+  'var(--node)',
+  '#7a6ff0',
+  'var(--launcher)',
+  'var(--child)',
+  '#a0522d',
+]
+  .map(
+    (colour, index) =>
+      `.curve.series-${index} { stroke: ${colour}; } svg text.series-${index}, rect.series-${index} { fill: ${colour}; }`,
+  )
   .join('\n')}
 `;
 
 /** The steps by which one way is longer than the other, the largest first. */
-function longest(ours: readonly StepMedian[], theirs: readonly StepMedian[]): string {
+function longest(ours: readonly StepQuantile[], theirs: readonly StepQuantile[], untilT1: boolean): string {
   const base = new Map(theirs.map(({ key, took }) => [key, took]));
   const more = ours
-    .filter(onPath)
+    .filter((step) => onPath(step) && !(untilT1 && step.name === 'resolve'))
     .map(({ place, name, key, took }) => ({ place, name, by: took - (base.get(key) ?? 0) }))
     .filter(({ by }) => by > 0)
     .sort((left, right) => right.by - left.by)
@@ -64,12 +77,12 @@ function heldBy({ subjects }: Results, { target, verdict }: Judgement): string {
     return `the call itself ${quantity(call, 'ns')}; the rest are callbacks`;
   }
   if (metric !== 't1' && metric !== 't2') return '';
-  const ours = stepMedians(subjects[target.of.subject]);
-  const theirs = stepMedians(subjects[target.against?.subject ?? '']);
+  const share = target.of.statistic === 'mean' ? 0.5 : target.of.statistic;
+  const ours = stepQuantiles(subjects[target.of.subject], share);
+  const theirs = stepQuantiles(subjects[target.against?.subject ?? ''], share);
   if (ours.length === 0) return '';
-  return theirs.length > 0
-    ? `longer than there: ${longest(ours, theirs) || 'no step in its median: rare outliers'}`
-    : `longest: ${longest(ours, [])}`;
+  const found = longest(ours, theirs, metric === 't1');
+  return theirs.length > 0 ? `longer than there: ${found || 'no single step'}` : `longest: ${found}`;
 }
 
 function targetRows(results: Results): string {
@@ -91,7 +104,8 @@ function everyRow(results: Results): string {
   return Object.entries(results.subjects)
     .flatMap(([name, { title, trials, skipped }]) => {
       const head = `<tr class="subject"><td colspan="7">${escape(title)} <span class="soft">${name}</span></td></tr>`;
-      if (trials.length === 0) return [head, `<tr><td class="soft" colspan="7">not measured: ${escape(skipped ?? '')}</td></tr>`];
+      if (trials.length === 0)
+        return [head, `<tr><td class="soft" colspan="7">not measured: ${escape(skipped ?? '')}</td></tr>`];
       const lines = rows
         .filter(({ subject }) => subject === name)
         .map(({ metric, unit, summary: { p50, p90, p99, max, n }, toFloor }) => {
@@ -127,7 +141,7 @@ function section(title: string, words: string, chart: string, caption = ''): str
 
 /** The whole page. */
 export function renderPage(results: Results): string {
-  const measured = stepMedians(results.subjects.launch).length > 0;
+  const measured = stepQuantiles(results.subjects.launch).length > 0;
   const machine = Object.entries(results.machine)
     .map(([name, what]) => `<tr><th>${escape(name)}</th><td>${escape(what)}</td></tr>`)
     .join('\n');
@@ -160,7 +174,7 @@ ${
       ) +
       section(
         'The steps that a launch waits for',
-        'They follow each other without a gap, so their sum is t0 → t2. The grey bar below each is the same step of the floor.',
+        'They follow each other without a gap: in each launch they add up to t0 → t2. The grey bar below each is the same step of the floor.',
         stepChart(results),
       )
     : ''

@@ -1,6 +1,7 @@
 /** What the table and the page both show: a row for each metric of each subject. */
+import { quantile, type Summary, summarise } from '#lib/cli/statistics.js';
 import { type Metric, metrics, type Results, type SubjectResult, type Unit } from '../results.js';
-import { type Estimate, quantile, ratio, type Summary, summarise, valuesOf } from '../stats.js';
+import { type Estimate, ratio, valuesOf } from '../stats.js';
 
 export interface Row {
   readonly subject: string;
@@ -14,7 +15,9 @@ export interface Row {
 
 /** The metrics of a subject, in the order of {@link metrics}. Of variations of a launch: what is compared. */
 function metricsOf(subject: string, { family, trials }: SubjectResult): Metric[] {
-  const all = (Object.keys(metrics) as Metric[]).filter((metric) => trials.some(({ values }) => values[metric]?.length));
+  const all = (Object.keys(metrics) as Metric[]).filter((metric) =>
+    trials.some(({ values }) => values[metric]?.length),
+  );
   const varied = family === 'memory' || ['heap', 'mounts', 'alive'].includes(subject);
   return varied ? all.filter((metric) => metric === 't1' || metric === 't2' || metric === 'reaped') : all;
 }
@@ -39,8 +42,8 @@ export function rowsOf({ subjects }: Results): Row[] {
   );
 }
 
-/** A step as the middle one of all launches has it. */
-export interface StepMedian {
+/** A step of many launches: its start is the median, its duration the quantile that was asked for. */
+export interface StepQuantile {
   readonly key: string;
   readonly place: string;
   readonly name: string;
@@ -48,8 +51,8 @@ export interface StepMedian {
   readonly took: number;
 }
 
-/** The median start and duration of each step, in nanoseconds, in the order in which the steps begin. */
-export function stepMedians(subject: SubjectResult | undefined): StepMedian[] {
+/** The start and the duration of each step, in nanoseconds, in the order in which the steps begin. */
+export function stepQuantiles(subject: SubjectResult | undefined, share = 0.5): StepQuantile[] {
   const all = new Map<string, { place: string; name: string; start: number[]; took: number[] }>();
   for (const { place, name, start, took } of subject?.trials.flatMap(({ steps }) => steps ?? []) ?? []) {
     const key = `${place} ${name}`;
@@ -62,7 +65,7 @@ export function stepMedians(subject: SubjectResult | undefined): StepMedian[] {
       place,
       name,
       start: quantile(start, 0.5),
-      took: quantile(took, 0.5),
+      took: quantile(took, share),
     }))
     .sort((left, right) => left.start - right.start);
 }

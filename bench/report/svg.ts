@@ -18,7 +18,13 @@ export function tag(
 
 const round = (value: number): string => String(Math.round(value * 100) / 100);
 
-export function text(x: number, y: number, words: string, kind = '', anchor: 'start' | 'middle' | 'end' = 'start'): string {
+export function text(
+  x: number,
+  y: number,
+  words: string,
+  kind = '',
+  anchor: 'start' | 'middle' | 'end' = 'start',
+): string {
   return tag('text', { x, y, class: kind, 'text-anchor': anchor }, escape(words));
 }
 
@@ -28,7 +34,11 @@ export function line(x1: number, y1: number, x2: number, y2: number, kind: strin
 
 /** A box that says more when pointed at. */
 export function box(x: number, y: number, width: number, height: number, kind: string, hint: string): string {
-  return tag('rect', { x, y, width: Math.max(width, 0.6), height, rx: 1.5, class: kind }, tag('title', {}, escape(hint)));
+  return tag(
+    'rect',
+    { x, y, width: Math.max(width, 0.6), height, rx: 1.5, class: kind },
+    tag('title', {}, escape(hint)),
+  );
 }
 
 export function svg(width: number, height: number, label: string, ...children: readonly string[]): string {

@@ -1,10 +1,10 @@
 /** The results as text. */
 import { columns } from '#lib/cli/format.js';
+import { onPath } from '#lib/cli/steps.js';
 import { metrics, type Results } from '../results.js';
-import { onPath } from '../steps.js';
 import { type Judgement, judgeAll, type Verdict } from '../targets.js';
 import { number, quantity } from './format.js';
-import { type Row, rowsOf, stepMedians } from './rows.js';
+import { type Row, rowsOf, stepQuantiles } from './rows.js';
 
 export const verdicts: Readonly<Record<Verdict, string>> = {
   holds: 'holds',
@@ -26,8 +26,8 @@ function targetCells({ target, found, verdict, why }: Judgement): string[] {
 
 /** The steps of launches beside those of the floor, medians. */
 function stepLines({ subjects }: Results): string[] {
-  const ours = stepMedians(subjects.launch);
-  const floor = new Map(stepMedians(subjects.floor).map(({ key, took }) => [key, took]));
+  const ours = stepQuantiles(subjects.launch);
+  const floor = new Map(stepQuantiles(subjects.floor).map(({ key, took }) => [key, took]));
   if (ours.length === 0) return [];
   const rows = ours.map((step) => {
     const { key, place, name, start, took } = step;
@@ -64,9 +64,11 @@ export function renderTable(results: Results): string {
     ...heading('The steps of a launch, medians'),
     ...stepLines(results),
     ...heading('Targets'),
-    ...columns([['p50 where nothing else is said', 'found', '95 %', 'target', ''], ...judgements.map(targetCells)], [1, 2]),
+    ...columns(
+      [['p50 where nothing else is said', 'found', '95 %', 'target', ''], ...judgements.map(targetCells)],
+      [1, 2],
+    ),
     ...(results.smoke ? ['', 'A smoke run: it shows that everything works. Its numbers mean nothing.'] : []),
     '',
   ].join('\n');
 }
-

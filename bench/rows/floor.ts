@@ -1,6 +1,7 @@
 /** The floor: the same kernel work with nothing else, in C (bench/floor/README.md). */
 import { accessSync } from 'node:fs';
-import { momentsOfFloor, StepTable } from '../steps.js';
+import { StepTable } from '#lib/cli/steps.js';
+import { momentsOfFloor } from '../steps.js';
 import { built, type Measured, needsRoot, output, type Subject, valuesOfLines } from '../subject.js';
 
 function missing(): string | undefined {

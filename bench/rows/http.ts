@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import autocannon from 'autocannon';
-import { built, type Measured, lacks, root, type Subject } from '../subject.js';
+import { built, lacks, type Measured, root, type Subject } from '../subject.js';
 import { bubblewrap } from './peers.js';
 
 interface Server {

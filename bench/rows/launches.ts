@@ -78,8 +78,7 @@ const sizes = sizesMib.map(
     every: 2,
     long: memoryMib !== 16 && memoryMib !== 1024,
     missing: nothingMissing,
-    trial: ({ launches }) =>
-      inFreshNode({ kind: 'launches', launches: Math.min(10, launches), memoryMib }),
+    trial: ({ launches }) => inFreshNode({ kind: 'launches', launches: Math.min(10, launches), memoryMib }),
   }),
 );
 

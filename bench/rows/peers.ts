@@ -2,12 +2,25 @@
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { built, inFreshNode, lacks, type Measured, needsRoot, output, type Subject, valuesOfLines } from '../subject.js';
+import {
+  built,
+  inFreshNode,
+  lacks,
+  type Measured,
+  needsRoot,
+  output,
+  type Subject,
+  valuesOfLines,
+} from '../subject.js';
 
 const family = 'peer';
 
 /** Starts a command by bench/peers/start.c, without Node in between. */
-async function started(launches: number, command: readonly string[], around: readonly string[] = []): Promise<Measured> {
+async function started(
+  launches: number,
+  command: readonly string[],
+  around: readonly string[] = [],
+): Promise<Measured> {
   const whole = [...around, built('start'), String(launches), ...command];
   const lines = await output(whole[0] as string, whole.slice(1));
   return { values: valuesOfLines(lines, ['t1', 't2', 'ended']) };
@@ -22,7 +35,12 @@ export const bubblewrap = (inside: string): string[] => [
   ...['--ro-bind', inside, '/program', '--chdir', '/', '/program'],
 ];
 
-const unshare = ['unshare', ...['--user', '--mount', '--uts', '--ipc', '--net', '--pid', '--cgroup'], '--fork', program];
+const unshare = [
+  'unshare',
+  ...['--user', '--mount', '--uts', '--ipc', '--net', '--pid', '--cgroup'],
+  '--fork',
+  program,
+];
 
 /** crun's own default container (crun spec) around the program, in a folder that crun finds it in. */
 function writeBundle(): string {

@@ -49,7 +49,9 @@ Child::Parts::~Parts() {
   sys::call(__NR_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
   // By poll: libuv makes a descriptor that it watches non-blocking, and on such a one
   // waitid does not wait.
-  struct pollfd ended{pidfd.get(), POLLIN, 0};
+  struct pollfd ended {
+    pidfd.get(), POLLIN, 0
+  };
   sys::call_retry(__NR_ppoll, &ended, 1, nullptr, nullptr, 8);
   siginfo_t info{};
   reap(pidfd.get(), info);
@@ -76,9 +78,7 @@ void Child::watch(const Napi::CallbackInfo& info) {
   Ref();
 }
 
-void Child::on_control() {
-  drain_control();
-}
+void Child::on_control() { drain_control(); }
 
 void Child::drain_control() {
   Napi::Env env = Env();

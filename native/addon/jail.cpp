@@ -54,7 +54,8 @@ public:
                         InstanceMethod<&LauncherObject::ready>("ready")});
   }
 
-  /// new Launcher({ monitor, leases, rootless, uid, gid, firstUserId, userIds, tasks, pooled, Child })
+  /// new Launcher({ monitor, leases, rootless, uid, gid, firstUserId, userIds, tasks, pooled, Child
+  /// })
   explicit LauncherObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<LauncherObject>(info) {
     Napi::Env env = info.Env();
     auto options = info[0].As<Napi::Object>();
@@ -75,7 +76,8 @@ public:
     host->next_user_id = static_cast<std::uint32_t>(sys::call(__NR_getpid)) * 97;
     if (!host->rootless) {
       std::string leases = options.Get("leases").As<Napi::String>();
-      long fd = sys::call(__NR_open, leases.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+      long fd =
+          sys::call(__NR_open, leases.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
       check(env, sys::check("open", fd), leases.c_str());
       host->leases.reset(static_cast<int>(fd));
     }
@@ -148,7 +150,8 @@ private:
     return Napi::Number::New(env, id);
   }
 
-  /// cancel(id): a launch that still waits for its monitor gives up; its callback comes all the same.
+  /// cancel(id): a launch that still waits for its monitor gives up; its callback comes all the
+  /// same.
   void cancel(const Napi::CallbackInfo& info) {
     std::uint32_t id = info[0].As<Napi::Number>();
     for (auto& flight : flights_) {
@@ -262,8 +265,9 @@ Napi::Value compile_seccomp(const Napi::CallbackInfo& info) {
   if (size == 0) {
     return info.Env().Null();
   }
-  return Napi::Buffer<std::uint8_t>::Copy(
-      info.Env(), reinterpret_cast<const std::uint8_t*>(program.data()), size * sizeof(sock_filter));
+  return Napi::Buffer<std::uint8_t>::Copy(info.Env(),
+                                          reinterpret_cast<const std::uint8_t*>(program.data()),
+                                          size * sizeof(sock_filter));
 }
 
 Napi::Value landlock_abi(const Napi::CallbackInfo& info) {

@@ -19,13 +19,9 @@ namespace {
 using sys::call;
 using sys::Fd;
 
-std::uint32_t number(const Napi::Value& value) {
-  return value.As<Napi::Number>().Uint32Value();
-}
+std::uint32_t number(const Napi::Value& value) { return value.As<Napi::Number>().Uint32Value(); }
 
-std::string text(const Napi::Value& value) {
-  return value.As<Napi::String>();
-}
+std::string text(const Napi::Value& value) { return value.As<Napi::String>(); }
 
 /// systemError(errno, call): an error as a failed system call of ours would be.
 Napi::Value make_system_error(const Napi::CallbackInfo& info) {
@@ -81,9 +77,7 @@ Napi::Value open_regular(const Napi::CallbackInfo& info) {
 
 /// closeDescriptor(fd): for descriptors that the addon made. fs.closeSync warns of them
 /// in worker threads, where Node keeps count of its own. close(2)
-void close_descriptor(const Napi::CallbackInfo& info) {
-  call(__NR_close, number(info[0]));
-}
+void close_descriptor(const Napi::CallbackInfo& info) { call(__NR_close, number(info[0])); }
 
 /// pidfdOpen(pid): a descriptor. pidfd_open(2)
 Napi::Value pidfd_open(const Napi::CallbackInfo& info) {
@@ -118,15 +112,17 @@ void pidfd_wait(const Napi::CallbackInfo& info) {
 /// getRlimit(pid, resource): [soft, hard] as bigints. prlimit(2)
 Napi::Value get_rlimit(const Napi::CallbackInfo& info) {
   std::uint64_t limit[2];
-  check(info.Env(), sys::check("prlimit64", call(__NR_prlimit64, info[0].As<Napi::Number>().Int32Value(),
-                                                 number(info[1]), nullptr, limit)));
+  check(info.Env(),
+        sys::check("prlimit64", call(__NR_prlimit64, info[0].As<Napi::Number>().Int32Value(),
+                                     number(info[1]), nullptr, limit)));
   auto result = Napi::Array::New(info.Env(), 2);
   result.Set(0u, Napi::BigInt::New(info.Env(), limit[0]));
   result.Set(1u, Napi::BigInt::New(info.Env(), limit[1]));
   return result;
 }
 
-/// fsmount(type, [[key, value]...], attributes): a detached mount. fsopen(2), fsconfig(2), fsmount(2)
+/// fsmount(type, [[key, value]...], attributes): a detached mount. fsopen(2), fsconfig(2),
+/// fsmount(2)
 Napi::Value fsmount(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   std::string type = text(info[0]);

@@ -11,11 +11,11 @@ namespace casemate::jail {
 /// What launcher tasks use of the host once they no longer see it. Opened before
 /// any of them starts; descriptors, because their root is another one.
 struct Host {
-  sys::Fd proc;         // the host's /proc, checked to be a procfs
-  sys::Fd leases;       // file of leased user ids, or none; see lease_user_id()
+  sys::Fd proc;                  // the host's /proc, checked to be a procfs
+  sys::Fd leases;                // file of leased user ids, or none; see lease_user_id()
   const char* monitor = nullptr; // absolute path of the monitor
-  bool rootless = false; // the caller may create namespaces only inside a user namespace
-  std::uint32_t uid = 0; // of the caller
+  bool rootless = false;         // the caller may create namespaces only inside a user namespace
+  std::uint32_t uid = 0;         // of the caller
   std::uint32_t gid = 0;
   std::uint32_t first_user_id = 0; // range for the monitors' own user ids (not rootless)
   std::uint32_t user_ids = 0;

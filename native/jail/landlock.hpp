@@ -33,7 +33,11 @@ inline sys::SysError landlock_deny_all() {
     std::uint64_t scoped;
   } handled{};
   // ABI 1 has 13 rights, 2 adds refer, 3 truncate, 5 the device ioctls.
-  handled.filesystem = (std::uint64_t{1} << (abi >= 5 ? 16 : abi >= 3 ? 15 : abi >= 2 ? 14 : 13)) - 1;
+  handled.filesystem = (std::uint64_t{1} << (abi >= 5   ? 16
+                                             : abi >= 3 ? 15
+                                             : abi >= 2 ? 14
+                                                        : 13)) -
+                       1;
   handled.network = abi >= 4 ? 3 : 0; // TCP bind and connect
   handled.scoped = abi >= 6 ? 3 : 0;  // abstract Unix sockets and signals
   std::size_t size = abi >= 6 ? 24 : abi >= 4 ? 16 : 8;

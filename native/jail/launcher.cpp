@@ -138,8 +138,8 @@ SysError Launcher::start() {
       return stack.error();
     }
     Lock lock(NotDumpable::mutex()); // the maps are ours to write only while Node is dumpable
-    Result<int> space = make_launcher_user_namespace(
-        *host_, {stack.value().data(), stack.value().size()});
+    Result<int> space =
+        make_launcher_user_namespace(*host_, {stack.value().data(), stack.value().size()});
     if (!space) {
       return space.error();
     }
@@ -193,8 +193,8 @@ SysError Launcher::start_task(void (Launcher::*body)(Task&)) {
 
 void Launcher::enter_as_process(void* argument) {
   auto& task = *static_cast<Task*>(argument);
-  task.error = check("setns(user)", call(__NR_setns, task.launcher->host_->user_namespace.get(),
-                                         CLONE_NEWUSER));
+  task.error = check("setns(user)",
+                     call(__NR_setns, task.launcher->host_->user_namespace.get(), CLONE_NEWUSER));
   if (!task.error) {
     // After the change of credentials, which clears the signal.
     task.error = die_with_parent(task.launcher->process_);
@@ -412,7 +412,8 @@ void Launcher::run(Launch& launch, Task& task) {
     launch.error = error;
   }
   launch.user_id = expected.user_id;
-  launched = launched && (launch.control_slot == CASEMATE_NO_SLOT || await_monitor(launch, expected));
+  launched =
+      launched && (launch.control_slot == CASEMATE_NO_SLOT || await_monitor(launch, expected));
   close_made(launch, launched);
   if (!launched && launch.pidfd >= 0) {
     // It may be anywhere between clone3 and its guest. Whoever submitted it reaps it.
@@ -448,8 +449,8 @@ SysError Launcher::run_launcher_step(const casemate_step* step, Launch& launch, 
   case CASEMATE_OP_SOCKET_PAIR: {
     const auto& pair = payload<casemate_socket_pair>(step);
     int ends[2];
-    SysError error = check("socketpair", call(__NR_socketpair, AF_UNIX,
-                                              pair.type | SOCK_CLOEXEC, 0, ends));
+    SysError error =
+        check("socketpair", call(__NR_socketpair, AF_UNIX, pair.type | SOCK_CLOEXEC, 0, ends));
     if (!error) {
       launch.slots[pair.child_slot] = ends[0];
       launch.slots[pair.parent_slot] = ends[1];

@@ -116,12 +116,12 @@ private:
   struct Task {
     Launcher* launcher = nullptr;
     void (Launcher::*body)(Task&) = nullptr;
-    std::thread thread;          // root
-    long pid = -1;               // rootless
-    sys::Mapping own_stack;      // rootless: the task's
-    sys::Mapping child_stack;    // of what it clones
+    std::thread thread;       // root
+    long pid = -1;            // rootless
+    sys::Mapping own_stack;   // rootless: the task's
+    sys::Mapping child_stack; // of what it clones
     std::atomic<std::uint32_t> entered{0};
-    sys::SysError error{};       // why it could not enter the launchers' user namespace
+    sys::SysError error{}; // why it could not enter the launchers' user namespace
     std::span<std::byte> stack() const { return {child_stack.data(), child_stack.size()}; }
   };
 

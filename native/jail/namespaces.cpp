@@ -13,7 +13,6 @@
 #include <linux/sched.h>
 #include <utility>
 
-
 namespace casemate::jail {
 
 using sys::call;
@@ -68,9 +67,7 @@ SysError write_proc(const char* name, int proc, const char* path, const char* te
 }
 
 /// Helper tasks have no exit signal: nobody but us hears of their end (__WALL).
-void reap(long pid) {
-  sys::call_retry(__NR_wait4, pid, nullptr, 0x40000000 /* __WALL */, nullptr);
-}
+void reap(long pid) { sys::call_retry(__NR_wait4, pid, nullptr, 0x40000000 /* __WALL */, nullptr); }
 
 /// "<inside> <outside> 1", the one line of a uid or gid map.
 struct MapLine {
@@ -125,9 +122,9 @@ void hold(void* argument) {
     // These limits belong to the user namespace of whoever opens them: ours, the
     // new one. Raising them again takes CAP_SYS_RESOURCE in it.
     static constexpr const char* limits[] = {
-        "sys/user/max_user_namespaces", "sys/user/max_mnt_namespaces",
-        "sys/user/max_pid_namespaces",  "sys/user/max_net_namespaces",
-        "sys/user/max_ipc_namespaces",  "sys/user/max_uts_namespaces",
+        "sys/user/max_user_namespaces",   "sys/user/max_mnt_namespaces",
+        "sys/user/max_pid_namespaces",    "sys/user/max_net_namespaces",
+        "sys/user/max_ipc_namespaces",    "sys/user/max_uts_namespaces",
         "sys/user/max_cgroup_namespaces", "sys/user/max_time_namespaces",
     };
     for (const char* limit : limits) {
@@ -234,8 +231,7 @@ SysError enter_prepared_mount_namespace(const Host& host) {
     return error;
   }
   // The monitor's file as a mount of its own, while its path can still be seen.
-  long monitor =
-      call(__NR_open_tree, AT_FDCWD, host.monitor, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+  long monitor = call(__NR_open_tree, AT_FDCWD, host.monitor, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
   if (monitor < 0) {
     return check("open_tree(monitor)", monitor);
   }
@@ -280,9 +276,8 @@ SysError enter_prepared_mount_namespace(const Host& host) {
   if (SysError error = check("chdir", call(__NR_chdir, "/"))) {
     return error;
   }
-  return set_attributes(AT_FDCWD, "/",
-                        MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
-                            MOUNT_ATTR_NOEXEC);
+  return set_attributes(
+      AT_FDCWD, "/", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
 }
 
 Result<int> make_network_namespace(const Host& host, std::span<std::byte> stack) {

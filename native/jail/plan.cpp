@@ -93,7 +93,8 @@ private:
 
 const char* check_descriptors(const casemate_step* step, std::size_t rest, const Slots& slots) {
   const auto& descriptors = payload<casemate_descriptors>(step);
-  if (descriptors.count > CASEMATE_SLOTS || descriptors.count * sizeof(casemate_descriptor) > rest) {
+  if (descriptors.count > CASEMATE_SLOTS ||
+      descriptors.count * sizeof(casemate_descriptor) > rest) {
     return "more descriptors than the step holds";
   }
   const auto* pair = reinterpret_cast<const casemate_descriptor*>(tail<casemate_descriptors>(step));
@@ -134,8 +135,8 @@ const char* check_step(const casemate_step* step, const OpShape& shape, Slots& s
   case CASEMATE_OP_SOCKET_LABEL:
   case CASEMATE_OP_HOSTNAME:
   case CASEMATE_OP_DOMAINNAME:
-    return next_string(text) - text == static_cast<std::ptrdiff_t>(
-                                           payload<casemate_text>(step).length) + 1
+    return next_string(text) - text ==
+                   static_cast<std::ptrdiff_t>(payload<casemate_text>(step).length) + 1
                ? nullptr
                : "a text's length is not its string's";
   case CASEMATE_OP_SOCKET_PAIR: {

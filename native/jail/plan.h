@@ -56,33 +56,33 @@ enum casemate_op {
   CASEMATE_OP_POOLED = 4,       /* casemate_pooled */
 
   /* By the child. */
-  CASEMATE_OP_SETNS = 16,          /* casemate_setns; setns(2) */
-  CASEMATE_OP_UNSHARE = 17,        /* casemate_flags; unshare(2) */
-  CASEMATE_OP_MOUNT = 18,          /* casemate_mount + source, target, type, data; mount(2) */
-  CASEMATE_OP_UMOUNT = 19,         /* casemate_flags + target; umount2(2) */
-  CASEMATE_OP_PIVOT_ROOT = 20,     /* casemate_none + new root; pivot_root(2), the old one detached */
-  CASEMATE_OP_MOUNT_SETATTR = 21,  /* casemate_mount_setattr + target; mount_setattr(2) */
-  CASEMATE_OP_MOVE_MOUNT = 22,     /* casemate_move_mount + target; move_mount(2) of a mount fd */
-  CASEMATE_OP_MKDIR = 23,          /* casemate_mode + path; mkdir(2) */
-  CASEMATE_OP_CHDIR = 24,          /* casemate_none + path; chdir(2) */
-  CASEMATE_OP_CHECK_CWD = 25,      /* casemate_none; the cwd lies inside the root (getcwd(2)) */
-  CASEMATE_OP_HOSTNAME = 26,       /* casemate_text; sethostname(2) */
-  CASEMATE_OP_DOMAINNAME = 27,     /* casemate_text; setdomainname(2) */
-  CASEMATE_OP_RLIMIT = 28,         /* casemate_rlimit; prlimit(2) */
-  CASEMATE_OP_SESSION = 29,        /* casemate_none; setsid(2) */
-  CASEMATE_OP_KEYRING = 30,        /* casemate_none; keyctl(2) KEYCTL_JOIN_SESSION_KEYRING */
-  CASEMATE_OP_CORE_SCHED = 31,     /* casemate_none; prctl(2) PR_SCHED_CORE_CREATE */
-  CASEMATE_OP_DESCRIPTORS = 32,    /* casemate_descriptors + pairs; dup3(2), close_range(2) */
-  CASEMATE_OP_IDS = 34,            /* casemate_ids; setgroups(2), setresgid(2), setresuid(2) */
-  CASEMATE_OP_BOUNDING = 35,       /* casemate_none; prctl(2) PR_CAPBSET_DROP of all */
-  CASEMATE_OP_CAPABILITIES = 36,   /* casemate_capabilities; capset(2), PR_CAP_AMBIENT_CLEAR_ALL */
-  CASEMATE_OP_SECUREBITS = 37,     /* casemate_flags; prctl(2) PR_SET_SECUREBITS */
-  CASEMATE_OP_NO_NEW_PRIVS = 38,   /* casemate_none; prctl(2) PR_SET_NO_NEW_PRIVS */
-  CASEMATE_OP_LANDLOCK = 39,       /* casemate_none; landlock_restrict_self(2): nothing is allowed */
-  CASEMATE_OP_SECCOMP = 40,        /* casemate_seccomp + struct sock_filter[]; seccomp(2) */
-  CASEMATE_OP_PARENT_DEATH = 41,   /* casemate_flags: the signal; prctl(2) PR_SET_PDEATHSIG */
-  CASEMATE_OP_UMASK = 42,          /* casemate_mode; umask(2) */
-  CASEMATE_OP_EXEC = 43,           /* casemate_exec + path, arguments, environment; execve(2) */
+  CASEMATE_OP_SETNS = 16,      /* casemate_setns; setns(2) */
+  CASEMATE_OP_UNSHARE = 17,    /* casemate_flags; unshare(2) */
+  CASEMATE_OP_MOUNT = 18,      /* casemate_mount + source, target, type, data; mount(2) */
+  CASEMATE_OP_UMOUNT = 19,     /* casemate_flags + target; umount2(2) */
+  CASEMATE_OP_PIVOT_ROOT = 20, /* casemate_none + new root; pivot_root(2), the old one detached */
+  CASEMATE_OP_MOUNT_SETATTR = 21, /* casemate_mount_setattr + target; mount_setattr(2) */
+  CASEMATE_OP_MOVE_MOUNT = 22,    /* casemate_move_mount + target; move_mount(2) of a mount fd */
+  CASEMATE_OP_MKDIR = 23,         /* casemate_mode + path; mkdir(2) */
+  CASEMATE_OP_CHDIR = 24,         /* casemate_none + path; chdir(2) */
+  CASEMATE_OP_CHECK_CWD = 25,     /* casemate_none; the cwd lies inside the root (getcwd(2)) */
+  CASEMATE_OP_HOSTNAME = 26,      /* casemate_text; sethostname(2) */
+  CASEMATE_OP_DOMAINNAME = 27,    /* casemate_text; setdomainname(2) */
+  CASEMATE_OP_RLIMIT = 28,        /* casemate_rlimit; prlimit(2) */
+  CASEMATE_OP_SESSION = 29,       /* casemate_none; setsid(2) */
+  CASEMATE_OP_KEYRING = 30,       /* casemate_none; keyctl(2) KEYCTL_JOIN_SESSION_KEYRING */
+  CASEMATE_OP_CORE_SCHED = 31,    /* casemate_none; prctl(2) PR_SCHED_CORE_CREATE */
+  CASEMATE_OP_DESCRIPTORS = 32,   /* casemate_descriptors + pairs; dup3(2), close_range(2) */
+  CASEMATE_OP_IDS = 34,           /* casemate_ids; setgroups(2), setresgid(2), setresuid(2) */
+  CASEMATE_OP_BOUNDING = 35,      /* casemate_none; prctl(2) PR_CAPBSET_DROP of all */
+  CASEMATE_OP_CAPABILITIES = 36,  /* casemate_capabilities; capset(2), PR_CAP_AMBIENT_CLEAR_ALL */
+  CASEMATE_OP_SECUREBITS = 37,    /* casemate_flags; prctl(2) PR_SET_SECUREBITS */
+  CASEMATE_OP_NO_NEW_PRIVS = 38,  /* casemate_none; prctl(2) PR_SET_NO_NEW_PRIVS */
+  CASEMATE_OP_LANDLOCK = 39,      /* casemate_none; landlock_restrict_self(2): nothing is allowed */
+  CASEMATE_OP_SECCOMP = 40,       /* casemate_seccomp + struct sock_filter[]; seccomp(2) */
+  CASEMATE_OP_PARENT_DEATH = 41,  /* casemate_flags: the signal; prctl(2) PR_SET_PDEATHSIG */
+  CASEMATE_OP_UMASK = 42,         /* casemate_mode; umask(2) */
+  CASEMATE_OP_EXEC = 43,          /* casemate_exec + path, arguments, environment; execve(2) */
   CASEMATE_OP_END
 };
 

@@ -31,8 +31,8 @@ private:
 /// For tasks that share Node's descriptors: one that outlives Node keeps every control
 /// socket open, and no monitor hears that Node is gone.
 inline sys::SysError die_with_parent(long parent) {
-  sys::SysError error = sys::check("prctl(PR_SET_PDEATHSIG)",
-                                   sys::call(__NR_prctl, PR_SET_PDEATHSIG, 9 /* SIGKILL */, 0, 0, 0));
+  sys::SysError error = sys::check(
+      "prctl(PR_SET_PDEATHSIG)", sys::call(__NR_prctl, PR_SET_PDEATHSIG, 9 /* SIGKILL */, 0, 0, 0));
   // It may have ended before it was asked to tell.
   if (sys::call(__NR_getppid) != parent) {
     sys::call(__NR_exit_group, 0);

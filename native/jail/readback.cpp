@@ -14,8 +14,8 @@ struct ProcFile {
   sys::SysError error{};
 
   ProcFile(const Host& host, long pid, const char* name) {
-    long fd = sys::call(__NR_openat, host.proc.get(), ProcPath(pid, name).text,
-                        O_RDONLY | O_CLOEXEC);
+    long fd =
+        sys::call(__NR_openat, host.proc.get(), ProcPath(pid, name).text, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
       error = sys::check("open(/proc/pid)", fd);
       return;

@@ -49,8 +49,8 @@ SysError mount(const casemate_step* step) {
 }
 
 SysError umount(const casemate_step* step) {
-  return check("umount2", call(__NR_umount2, tail<casemate_flags>(step),
-                               payload<casemate_flags>(step).flags));
+  return check("umount2",
+               call(__NR_umount2, tail<casemate_flags>(step), payload<casemate_flags>(step).flags));
 }
 
 /// pivot_root(2) with both arguments ".": the old root ends up mounted on top of
@@ -59,8 +59,8 @@ SysError umount(const casemate_step* step) {
 SysError pivot_root(const casemate_step* step) {
   // Private first: pivot_root refuses a shared parent, and the unmount below must
   // not propagate to the host.
-  CASEMATE_TRY("mount", call(__NR_mount, nullptr, "/", nullptr, 0x44000 /* MS_REC | MS_PRIVATE */,
-                             nullptr));
+  CASEMATE_TRY("mount",
+               call(__NR_mount, nullptr, "/", nullptr, 0x44000 /* MS_REC | MS_PRIVATE */, nullptr));
   CASEMATE_TRY("chdir", call(__NR_chdir, tail<casemate_none>(step)));
   CASEMATE_TRY("pivot_root", call(__NR_pivot_root, ".", "."));
   CASEMATE_TRY("umount2", call(__NR_umount2, ".", 2 /* MNT_DETACH */));
@@ -169,8 +169,7 @@ SysError seccomp(const casemate_step* step) {
     unsigned short length;
     const void* program;
   } program{static_cast<unsigned short>(filter.count), tail<casemate_seccomp>(step)};
-  return check("seccomp",
-               call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, filter.flags, &program));
+  return check("seccomp", call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, filter.flags, &program));
 }
 
 /// The one execve of a launch. The path lies inside this mount namespace: for a
@@ -226,8 +225,8 @@ SysError run_step(const casemate_step* step, const int* slots) {
   case CASEMATE_OP_MOVE_MOUNT:
     return move_mount(step, slots);
   case CASEMATE_OP_MKDIR:
-    return check("mkdir", call(__NR_mkdir, tail<casemate_mode>(step),
-                               payload<casemate_mode>(step).mode));
+    return check("mkdir",
+                 call(__NR_mkdir, tail<casemate_mode>(step), payload<casemate_mode>(step).mode));
   case CASEMATE_OP_CHDIR:
     return check("chdir", call(__NR_chdir, tail<casemate_none>(step)));
   case CASEMATE_OP_CHECK_CWD:
@@ -261,8 +260,7 @@ SysError run_step(const casemate_step* step, const int* slots) {
     return check("prctl(PR_SET_SECUREBITS)",
                  call(__NR_prctl, PR_SET_SECUREBITS, payload<casemate_flags>(step).flags, 0, 0, 0));
   case CASEMATE_OP_NO_NEW_PRIVS:
-    return check("prctl(PR_SET_NO_NEW_PRIVS)",
-                 call(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    return check("prctl(PR_SET_NO_NEW_PRIVS)", call(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
   case CASEMATE_OP_LANDLOCK:
     return landlock_deny_all();
   case CASEMATE_OP_SECCOMP:

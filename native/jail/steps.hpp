@@ -9,10 +9,10 @@ namespace casemate::jail {
 /// What the steps of one launch left behind. The child writes into it while it
 /// shares memory with the launcher: no pipe, nothing to parse.
 struct StepReport {
-  std::uint32_t done = 0;           // steps that succeeded
-  std::int32_t error = 0;           // errno of the step at index `done`, or 0
-  const char* call = nullptr;       // the system call that failed
-  std::uint64_t started = 0;        // CLOCK_MONOTONIC ns, the child's first instruction
+  std::uint32_t done = 0;     // steps that succeeded
+  std::int32_t error = 0;     // errno of the step at index `done`, or 0
+  const char* call = nullptr; // the system call that failed
+  std::uint64_t started = 0;  // CLOCK_MONOTONIC ns, the child's first instruction
   std::uint64_t stamps[CASEMATE_PLAN_MAX_STEPS] = {}; // at the end of each step
 };
 

@@ -144,8 +144,8 @@ struct casemate_exited {
   __u32 code;
   __u32 vector; /* CASEMATE_EXIT_FAULT */
   __u32 error_code;
-  __u64 address;    /* CR2 of a page fault */
-  __u64 at;         /* CLOCK_MONOTONIC ns */
+  __u64 address; /* CR2 of a page fault */
+  __u64 at;      /* CLOCK_MONOTONIC ns */
   __u32 has_registers;
   __u32 reserved;
   struct casemate_registers registers; /* not for CASEMATE_EXIT_GUEST */
@@ -164,13 +164,13 @@ enum casemate_setup_step {
 };
 
 enum casemate_image_error {
-  CASEMATE_IMAGE_TRUNCATED = 1,    /* shorter than its headers say */
-  CASEMATE_IMAGE_NOT_X86_64 = 2,   /* not ELF64, little-endian, EM_X86_64 */
-  CASEMATE_IMAGE_NOT_STATIC = 3,   /* not ET_EXEC, or wants an interpreter */
-  CASEMATE_IMAGE_BAD_HEADER = 4,   /* header sizes, counts or offsets that cannot be */
-  CASEMATE_IMAGE_BAD_SEGMENT = 5,  /* a segment of impossible size, or that overlaps another */
-  CASEMATE_IMAGE_OUTSIDE_RAM = 6,  /* a segment outside the guest's memory, or below 2 MiB */
-  CASEMATE_IMAGE_BAD_ENTRY = 7,    /* entry point outside every executable segment */
+  CASEMATE_IMAGE_TRUNCATED = 1,   /* shorter than its headers say */
+  CASEMATE_IMAGE_NOT_X86_64 = 2,  /* not ELF64, little-endian, EM_X86_64 */
+  CASEMATE_IMAGE_NOT_STATIC = 3,  /* not ET_EXEC, or wants an interpreter */
+  CASEMATE_IMAGE_BAD_HEADER = 4,  /* header sizes, counts or offsets that cannot be */
+  CASEMATE_IMAGE_BAD_SEGMENT = 5, /* a segment of impossible size, or that overlaps another */
+  CASEMATE_IMAGE_OUTSIDE_RAM = 6, /* a segment outside the guest's memory, or below 2 MiB */
+  CASEMATE_IMAGE_BAD_ENTRY = 7,   /* entry point outside every executable segment */
   CASEMATE_IMAGE_EMPTY = 8,
   CASEMATE_IMAGE_INPUT_TOO_BIG = 9 /* image, input, arguments and stack do not fit into memory */
 };
@@ -187,8 +187,8 @@ struct casemate_failed {
 
 struct casemate_blocked {
   struct casemate_event header;
-  __u32 number; /* system call number, asm/unistd_64.h */
-  __u32 arch;   /* AUDIT_ARCH_* */
+  __u32 number;   /* system call number, asm/unistd_64.h */
+  __u32 arch;     /* AUDIT_ARCH_* */
   __u64 argument; /* second argument: the ioctl's number, where it was ioctl */
 };
 

@@ -6,9 +6,19 @@ export type Command =
   | { readonly name: 'help'; readonly topic: Topic }
   | { readonly name: 'version' }
   | { readonly name: 'doctor'; readonly json: boolean }
+  | ({ readonly name: 'bench' } & BenchOptions)
   | ({ readonly name: 'run' } & RunOptions);
 
-export type Topic = 'casemate' | 'run' | 'doctor';
+export type Topic = 'casemate' | 'run' | 'doctor' | 'bench';
+
+/** What `casemate bench` was asked for. */
+export interface BenchOptions {
+  /** How many launches are measured. */
+  readonly launches: number;
+  /** Absent: the default of the library. */
+  readonly memoryMib?: number;
+  readonly json: boolean;
+}
 
 /** What `casemate run` was asked for. Absent: the default of the library. */
 export interface RunOptions {
@@ -31,6 +41,12 @@ type OptionTable = NonNullable<ParseArgsConfig['options']>;
 const HELP = { help: { type: 'boolean', short: 'h' } } as const satisfies OptionTable;
 const TOP_OPTIONS = { ...HELP, version: { type: 'boolean', short: 'v' } } as const satisfies OptionTable;
 const DOCTOR_OPTIONS = { ...HELP, json: { type: 'boolean' } } as const satisfies OptionTable;
+const BENCH_OPTIONS = {
+  ...HELP,
+  launches: { type: 'string', short: 'n' },
+  memory: { type: 'string', short: 'm' },
+  json: { type: 'boolean' },
+} as const satisfies OptionTable;
 const RUN_OPTIONS = {
   ...HELP,
   memory: { type: 'string', short: 'm' },
@@ -55,6 +71,8 @@ export function parseCommand(argv: readonly string[]): Command {
       return parseHelp(args);
     case 'doctor':
       return parseDoctor(args);
+    case 'bench':
+      return parseBench(args);
     case 'run':
       return parseRun(args);
     default:
@@ -65,7 +83,7 @@ export function parseCommand(argv: readonly string[]): Command {
 function parseHelp(args: readonly string[]): Command {
   const [topic = 'casemate', ...more] = args;
   if (more.length > 0) throw usage('casemate', `Unexpected argument '${more[0]}'`);
-  if (topic !== 'casemate' && topic !== 'run' && topic !== 'doctor') {
+  if (topic !== 'casemate' && topic !== 'run' && topic !== 'doctor' && topic !== 'bench') {
     throw usage('casemate', `There is no help on '${topic}'`);
   }
   return { name: 'help', topic };
@@ -76,6 +94,20 @@ function parseDoctor(args: readonly string[]): Command {
   if (values.help) return { name: 'help', topic: 'doctor' };
   if (rest.length > 0) throw usage('doctor', `Unexpected argument '${rest[0]}'`);
   return { name: 'doctor', json: values.json ?? false };
+}
+
+function parseBench(args: readonly string[]): Command {
+  const { values, rest } = parse('bench', args, BENCH_OPTIONS);
+  if (values.help) return { name: 'help', topic: 'bench' };
+  if (rest.length > 0) throw usage('bench', `Unexpected argument '${rest[0]}'`);
+  const launches = wholeNumber('bench', '--launches', values.launches ?? '100');
+  if (launches < 1 || launches > 100_000) throw usage('bench', `--launches takes 1 to 100000, not '${launches}'`);
+  return {
+    name: 'bench',
+    launches,
+    json: values.json ?? false,
+    ...(values.memory !== undefined && { memoryMib: wholeNumber('bench', '--memory', values.memory) }),
+  };
 }
 
 function parseRun(argv: readonly string[]): Command {
@@ -89,10 +121,10 @@ function parseRun(argv: readonly string[]): Command {
     timeline: values.timeline ?? false,
     evidence: values.evidence ?? false,
     ...(guest !== undefined && { guest }),
-    ...(values.memory !== undefined && { memoryMib: wholeNumber('--memory', values.memory) }),
+    ...(values.memory !== undefined && { memoryMib: wholeNumber('run', '--memory', values.memory) }),
     ...(values.cpl !== undefined && { cpl: privilegeLevel(values.cpl) }),
     ...(values.input !== undefined && { input: values.input }),
-    ...(values.timeout !== undefined && { timeoutMs: wholeNumber('--timeout', values.timeout) }),
+    ...(values.timeout !== undefined && { timeoutMs: wholeNumber('run', '--timeout', values.timeout) }),
   };
 }
 
@@ -113,8 +145,8 @@ function parse<const T extends OptionTable>(topic: Topic, argv: readonly string[
   }
 }
 
-function wholeNumber(option: string, text: string): number {
-  if (!/^\d{1,15}$/.test(text)) throw usage('run', `${option} takes a whole number, not '${text}'`);
+function wholeNumber(topic: Topic, option: string, text: string): number {
+  if (!/^\d{1,15}$/.test(text)) throw usage(topic, `${option} takes a whole number, not '${text}'`);
   return Number(text);
 }
 

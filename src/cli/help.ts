@@ -8,6 +8,7 @@ Usage: casemate <command>
 
 Commands:
   run [guest] [args...]  launch a VM and run a guest program in it
+  bench                  measure how long launches take here
   doctor                 check whether this machine can, and what to do if not
   help [command]         more about a command
 
@@ -54,6 +55,28 @@ Examples:
   casemate run --timeline --evidence
   casemate run hello.elf world
   echo shout this | casemate run --timeout 1000 upper.elf
+`,
+
+  bench: `Measures how long launches take on this machine, and which steps hold the time.
+
+Usage: casemate bench [options]
+
+The built-in guest is launched in the strict jail, one VM at a time, and killed again. A launch begins with the
+call of launch(), t0; at t1 the guest has run and made its first call to its machine; at t2 the promise of
+launch() resolves. The first launch of a process, which finds nothing prepared, is shown by itself.
+
+Options:
+  -n, --launches N   how many launches to measure (default: 100)
+  -m, --memory MIB   memory of the VMs in MiB, an even number (default: 16)
+      --json         print the result as JSON, every time in nanoseconds
+  -h, --help         this text
+
+Exit codes:
+  0    measured
+  125  a launch failed; the message says why and what to do
+
+Other programs on the machine make launches slower: the least time says what a launch costs, p99 what is to be
+reckoned with.
 `,
 
   doctor: `Checks everything that casemate needs of this machine, and says what to do about what is missing.

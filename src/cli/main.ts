@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import type { CasemateError } from '../errors.js';
 import { parseCommand } from './args.js';
+import { bench } from './bench.js';
 import { diagnose, renderDiagnosis } from './doctor.js';
 import { HELP } from './help.js';
 import { exitCodeOfError } from './report.js';
@@ -21,6 +22,8 @@ async function main(argv: readonly string[]): Promise<number> {
       process.stdout.write(command.json ? `${JSON.stringify(diagnosis, undefined, 2)}\n` : renderDiagnosis(diagnosis));
       return diagnosis.ok ? 0 : 1;
     }
+    case 'bench':
+      return bench(command);
     case 'run':
       return run(command);
   }

@@ -1,7 +1,6 @@
-import { warmUp } from '../vm/launch.js';
 import { Capability, Kvm } from '../kvm/index.js';
 import { builtFile, native } from '../native.js';
-import { launch } from '../vm/launch.js';
+import { launch, warmUp } from '../vm/launch.js';
 
 /** What only trying tells, through the addon. */
 export interface LiveFacts {

@@ -197,11 +197,15 @@ export function launchError(outcome: LaunchOutcome): CasemateError {
   }
   if (stage === 'prepare' || (step === 'pooled' && error !== undefined)) return namespaceError(step ?? stage, error);
   const name = step ?? stage;
-  return new CasemateError(codes[name] ?? 'ERR_CASEMATE_LAUNCH_STEP', `Launch step ${name} failed: ${error?.message ?? 'unknown'}`, {
-    step: name,
-    remedy: remedies[name] ?? 'Run `casemate doctor` to see what this host lacks.',
-    cause: error,
-  });
+  return new CasemateError(
+    codes[name] ?? 'ERR_CASEMATE_LAUNCH_STEP',
+    `Launch step ${name} failed: ${error?.message ?? 'unknown'}`,
+    {
+      step: name,
+      remedy: remedies[name] ?? 'Run `casemate doctor` to see what this host lacks.',
+      cause: error,
+    },
+  );
 }
 
 /** Steps whose failure says that this host has no such layer. */
@@ -218,18 +222,22 @@ const remedies: Readonly<Record<string, string>> = {
   socketLabel: 'The loaded SELinux policy does not know this context, or the caller may not set it.',
   exec: 'The monitor must lie on a filesystem that is not mounted noexec, and be executable by its own user.',
   coreScheduling: "This kernel has no core scheduling (CONFIG_SCHED_CORE): switch the layer 'coreScheduling' off.",
-  keyring: "This kernel has no keyrings, or its quota is used up: see /proc/sys/kernel/keys, or switch the layer off.",
+  keyring: 'This kernel has no keyrings, or its quota is used up: see /proc/sys/kernel/keys, or switch the layer off.',
 };
 
 /** Namespaces that cannot be made: by far the most frequent reason why a jail cannot be had. */
 function namespaceError(step: string, cause: SystemErrorCause | undefined): CasemateError {
-  return new CasemateError('ERR_CASEMATE_USER_NAMESPACES', `The namespaces of the jail cannot be made: ${cause?.message}`, {
-    step,
-    remedy:
-      'See /proc/sys/user/max_user_namespaces, kernel.unprivileged_userns_clone and ' +
-      'kernel.apparmor_restrict_unprivileged_userns; `casemate doctor` says which of them is in the way.',
-    cause,
-  });
+  return new CasemateError(
+    'ERR_CASEMATE_USER_NAMESPACES',
+    `The namespaces of the jail cannot be made: ${cause?.message}`,
+    {
+      step,
+      remedy:
+        'See /proc/sys/user/max_user_namespaces, kernel.unprivileged_userns_clone and ' +
+        'kernel.apparmor_restrict_unprivileged_userns; `casemate doctor` says which of them is in the way.',
+      cause,
+    },
+  );
 }
 
 let nullDevice: number | undefined;
@@ -243,5 +251,10 @@ export function devNull(): number {
 /** Waits until a child of a failed launch is gone, so that a failure leaves nothing behind. */
 export function reaped(child: NativeChild | undefined): Promise<{ code: number | null; signal: number | null }> {
   if (child === undefined) return Promise.resolve({ code: null, signal: null });
-  return new Promise((resolve) => child.watch(() => {}, (code, signal) => resolve({ code, signal })));
+  return new Promise((resolve) =>
+    child.watch(
+      () => {},
+      (code, signal) => resolve({ code, signal }),
+    ),
+  );
 }

@@ -1,8 +1,8 @@
 import { CasemateError } from '../errors.js';
 import type { IdRange } from '../host.js';
 import { descriptor, invalid, object, oneOf, string } from '../is.js';
-import * as steps from './steps.js';
 import type { Check, NamespaceKind, Plan, Step } from './steps.js';
+import * as steps from './steps.js';
 
 /**
  * The layers of a jail. Each is `'required'`, or explicitly `'off'`; a required one that cannot be had is an error
@@ -176,7 +176,9 @@ export interface MonitorDescriptors {
   readonly console: boolean;
   readonly input: boolean;
   /** Numbers by name; enum casemate_fd of native/vmm/wire.h. */
-  readonly numbers: Readonly<Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'input' | 'lease', number>>;
+  readonly numbers: Readonly<
+    Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'input' | 'lease', number>
+  >;
 }
 
 /**
@@ -272,4 +274,3 @@ export const monitorLimits = [
   ['memlock', 0],
   ['msgqueue', 0],
 ] as const;
-

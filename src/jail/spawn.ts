@@ -52,7 +52,9 @@ export class JailedProcess implements AsyncDisposable {
     const slot = this.#slots.get(name);
     const fd = slot === undefined ? -1 : this.#child.takeDescriptor(slot);
     if (fd >= 0) return fd;
-    throw new CasemateError('ERR_CASEMATE_INVALID_OPTION', `There is no descriptor '${name}' to be taken`, { step: name });
+    throw new CasemateError('ERR_CASEMATE_INVALID_OPTION', `There is no descriptor '${name}' to be taken`, {
+      step: name,
+    });
   }
 
   /** Kills it, and waits until it is gone. */

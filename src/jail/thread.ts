@@ -67,7 +67,10 @@ export async function runSteps<K extends NamespaceKind = never>(
       }
       const name = plan.steps[step] ?? 'keep';
       reject(
-        new CasemateError('ERR_CASEMATE_LAUNCH_STEP', `Step ${name} failed: ${error.message}`, { step: name, cause: error }),
+        new CasemateError('ERR_CASEMATE_LAUNCH_STEP', `Step ${name} failed: ${error.message}`, {
+          step: name,
+          cause: error,
+        }),
       );
     });
   });

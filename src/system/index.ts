@@ -58,7 +58,8 @@ export class Pidfd implements Disposable {
 
   /** Its descriptor. */
   get fd(): number {
-    if (this.#fd === undefined) throw new CasemateError('ERR_CASEMATE_CLOSED', 'This Pidfd is closed', { step: 'pidfd' });
+    if (this.#fd === undefined)
+      throw new CasemateError('ERR_CASEMATE_CLOSED', 'This Pidfd is closed', { step: 'pidfd' });
     return this.#fd;
   }
 

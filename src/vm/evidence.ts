@@ -186,7 +186,10 @@ class Reader {
       const gid = status.get('Gid') ?? '';
       const groups = (status.get('Groups') ?? '').trim();
       const alone = uid === Array(4).fill(userId).join('\t') && (rootless || groups === '');
-      return { observed: `uid ${uid.split('\t')[0]}, gid ${gid.split('\t')[0]}, groups [${groups}]`, ok: !wanted || alone };
+      return {
+        observed: `uid ${uid.split('\t')[0]}, gid ${gid.split('\t')[0]}, groups [${groups}]`,
+        ok: !wanted || alone,
+      };
     });
   }
 

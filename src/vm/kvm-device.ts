@@ -43,7 +43,7 @@ export function kvmOpenError(cause: SystemErrorCause): CasemateError {
   if (cause.code === 'EACCES' || cause.code === 'EPERM') {
     return new CasemateError('ERR_CASEMATE_KVM_FORBIDDEN', `This user may not open ${path}`, {
       step: path,
-      remedy: "Join the group that owns it, usually: sudo usermod -aG kvm $USER, then log in again.",
+      remedy: 'Join the group that owns it, usually: sudo usermod -aG kvm $USER, then log in again.',
       cause,
     });
   }

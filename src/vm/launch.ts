@@ -1,4 +1,4 @@
-import { CasemateError, abortError } from '../errors.js';
+import { abortError, CasemateError } from '../errors.js';
 import { type EncodedPlan, encodePlan } from '../jail/encode.js';
 import { caller, devNull, type LaunchOutcome, launchError, poolsFilled, reaped, runLaunch } from '../jail/launcher.js';
 import { type Jail, monitorPlan } from '../jail/profiles.js';

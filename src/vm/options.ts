@@ -100,12 +100,9 @@ export function parseOptions(options: unknown): ParsedOptions {
     console: oneOf('options.console', given.console ?? 'pipe', ['pipe', 'ignore']) === 'pipe',
     jail: parseJail(given.jail),
     kvmFd:
-      given.kvm === undefined
-        ? undefined
-        : descriptor('options.kvm.fd', object('options.kvm', given.kvm, ['fd']).fd),
+      given.kvm === undefined ? undefined : descriptor('options.kvm.fd', object('options.kvm', given.kvm, ['fd']).fd),
     startPaused: boolean('options.startPaused', given.startPaused ?? false),
-    timeoutMs:
-      given.timeoutMs === undefined ? undefined : integer('options.timeoutMs', given.timeoutMs, 1, maxDelayMs),
+    timeoutMs: given.timeoutMs === undefined ? undefined : integer('options.timeoutMs', given.timeoutMs, 1, maxDelayMs),
     startTimeoutMs: integer('options.startTimeoutMs', given.startTimeoutMs ?? 10_000, 1, maxDelayMs),
     signal: parseSignal(given.signal),
   };

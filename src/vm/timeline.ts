@@ -38,7 +38,12 @@ export function timeline(
 }
 
 /** What a place's first step is measured from. */
-function startOf(where: TimelineStep['where'], lastOf: ReadonlyMap<string, bigint>, t0: bigint, cloned: bigint): bigint {
+function startOf(
+  where: TimelineStep['where'],
+  lastOf: ReadonlyMap<string, bigint>,
+  t0: bigint,
+  cloned: bigint,
+): bigint {
   switch (where) {
     case 'node':
       return t0;

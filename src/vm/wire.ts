@@ -45,16 +45,7 @@ export const stampNames = [
 ] as const;
 
 /** enum casemate_setup_step, from 1. */
-const setupSteps = [
-  'configure',
-  'descriptors',
-  'jail',
-  'createVm',
-  'memory',
-  'irqchip',
-  'vcpu',
-  'guest',
-] as const;
+const setupSteps = ['configure', 'descriptors', 'jail', 'createVm', 'memory', 'irqchip', 'vcpu', 'guest'] as const;
 
 /** Where a monitor's set-up failed. */
 export type SetupStep = (typeof setupSteps)[number];

@@ -56,7 +56,10 @@ export async function script(source: string, meanwhile?: (child: ChildProcess) =
     child.on('close', (code, signal) => resolve([code, signal]));
   });
   const [output, errors, [code, signal]] = await Promise.all([text(child.stdout), text(child.stderr), closed]);
-  const told = output.split('\n').filter(Boolean).map((line) => JSON.parse(line) as unknown);
+  const told = output
+    .split('\n')
+    .filter(Boolean)
+    .map((line) => JSON.parse(line) as unknown);
   return { code, signal, told, errors };
 }
 

@@ -1,8 +1,23 @@
 import test from 'ava';
 import { steps } from 'casemate/jail';
 import { encodePlan, planFormat } from '#lib/jail/encode.js';
-import { type Check, namespaceFlags, type NamespaceKind, type Plan, rlimitResources, type Step } from '#lib/jail/steps.js';
-import { bare, decodeEvent, encodeConfiguration, type MonitorEvent, type SetupStep, stampNames, wire } from '#lib/vm/wire.js';
+import {
+  type Check,
+  type NamespaceKind,
+  namespaceFlags,
+  type Plan,
+  rlimitResources,
+  type Step,
+} from '#lib/jail/steps.js';
+import {
+  bare,
+  decodeEvent,
+  encodeConfiguration,
+  type MonitorEvent,
+  type SetupStep,
+  stampNames,
+  wire,
+} from '#lib/vm/wire.js';
 import { requires } from '../helpers/index.js';
 import { tellsOf } from '../helpers/node.js';
 import { printed } from '../helpers/programs.js';
@@ -88,7 +103,9 @@ withCompiler('the numbers of a launch plan are those of native/jail/plan.h and o
   t.deepEqual<object, object>(planFormat.pools, constants({ net: 'NET', user: 'USER' }, 'CASEMATE_POOL_'));
   t.deepEqual<object, object>(planFormat.socketTypes, constants({ stream: 'STREAM', seqpacket: 'SEQPACKET' }, 'SOCK_'));
   t.deepEqual<object, object>(namespaceFlags, constants(namespaceConstants, 'CLONE_'));
-  const limits = Object.fromEntries(Object.keys(rlimitResources).map((name) => [name, c(`RLIMIT_${name.toUpperCase()}`)]));
+  const limits = Object.fromEntries(
+    Object.keys(rlimitResources).map((name) => [name, c(`RLIMIT_${name.toUpperCase()}`)]),
+  );
   t.deepEqual<object, object>(rlimitResources, limits);
 });
 
@@ -125,8 +142,21 @@ withCompiler('the head of a plan is struct casemate_plan', (t) => {
   t.is(bytes.readBigUInt64LE(c('casemate_plan.clone_flags')), BigInt(c('CLONE_NEWNET') + c('CLONE_NEWTIME')));
   t.is(u32('check'), c('CASEMATE_CHECK_IDS') + c('CASEMATE_CHECK_LABEL'));
   t.is(u32('reserved'), 0);
-  t.deepEqual([...plan.slots], [['one', 0], ['two', 1], ['theirs', 2], ['ours', 3]]);
-  t.is(Buffer.from(encodePlan({ clone: [], descriptors: [], steps: [], check: [] }).bytes).readUInt32LE(c('casemate_plan.cgroup_slot')), c('CASEMATE_NO_SLOT'));
+  t.deepEqual(
+    [...plan.slots],
+    [
+      ['one', 0],
+      ['two', 1],
+      ['theirs', 2],
+      ['ours', 3],
+    ],
+  );
+  t.is(
+    Buffer.from(encodePlan({ clone: [], descriptors: [], steps: [], check: [] }).bytes).readUInt32LE(
+      c('casemate_plan.cgroup_slot'),
+    ),
+    c('CASEMATE_NO_SLOT'),
+  );
 });
 
 withCompiler('every step is laid out as its struct in plan.h', (t) => {
@@ -199,7 +229,15 @@ withCompiler('every step is laid out as its struct in plan.h', (t) => {
     const bytes = list.after('casemate_descriptors').subarray(index * entry);
     return [bytes.readUInt32LE(c('casemate_descriptor.slot')), bytes.readUInt32LE(c('casemate_descriptor.number'))];
   });
-  t.deepEqual(pairs, [[0, 3], [1, 5], [0, 9]], 'ascending by number');
+  t.deepEqual(
+    pairs,
+    [
+      [0, 3],
+      [1, 5],
+      [0, 9],
+    ],
+    'ascending by number',
+  );
 
   const ids = encodedStep(steps.ids(1, 2, false));
   t.is(ids.u32('casemate_ids.uid'), 1);
@@ -212,10 +250,18 @@ withCompiler('every step is laid out as its struct in plan.h', (t) => {
   t.is(sets.u64('casemate_capabilities.permitted'), (1n << 40n) | 2n);
   t.is(sets.u64('casemate_capabilities.inheritable'), 4n);
 
-  const filter = encodedStep(steps.seccomp(Uint8Array.from({ length: 16 }, (_, i) => i), 4));
+  const filter = encodedStep(
+    steps.seccomp(
+      Uint8Array.from({ length: 16 }, (_, i) => i),
+      4,
+    ),
+  );
   t.is(filter.u32('casemate_seccomp.flags'), 4);
   t.is(filter.u32('casemate_seccomp.count'), 2);
-  t.deepEqual([...filter.after('casemate_seccomp').subarray(0, 16)], Array.from({ length: 16 }, (_, i) => i));
+  t.deepEqual(
+    [...filter.after('casemate_seccomp').subarray(0, 16)],
+    Array.from({ length: 16 }, (_, i) => i),
+  );
 
   const exec = encodedStep(steps.exec('/e', ['a', 'b'], ['K=v']));
   t.is(exec.u32('casemate_exec.argument_count'), 2);
@@ -253,7 +299,10 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   const others = { noNewPrivs: 'NO_NEW_PRIVS', parentDeath: 'PARENT_DEATH', paused: 'PAUSED' };
   t.deepEqual<object, object>(wire.flags, constants({ ...flags, ...others }, 'CASEMATE_CONFIGURE_'));
   const events = { jailed: 'JAILED', doorbell: 'DOORBELL', paused: 'PAUSED', resumed: 'RESUMED', exited: 'EXITED' };
-  t.deepEqual<object, object>(wire.events, constants({ ...events, failed: 'FAILED', blocked: 'BLOCKED' }, 'CASEMATE_EVENT_'));
+  t.deepEqual<object, object>(
+    wire.events,
+    constants({ ...events, failed: 'FAILED', blocked: 'BLOCKED' }, 'CASEMATE_EVENT_'),
+  );
   const exits = { guest: 'GUEST', fault: 'FAULT', shutdown: 'SHUTDOWN', internal: 'INTERNAL', protocol: 'PROTOCOL' };
   t.deepEqual<object, object>(wire.exits, constants({ ...exits, host: 'HOST' }, 'CASEMATE_EXIT_'));
   const sizes = Object.keys(wire.sizes).map((name) => [name, c(`sizeof casemate_${name}`)]);
@@ -262,8 +311,23 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   t.is<number, number>(wire.maxCpuid, c('CASEMATE_MAX_CPUID'));
   t.is<number, number>(wire.maxArgumentsSize, c('CASEMATE_MAX_ARGUMENTS_SIZE'));
   t.true(wire.configureSize + wire.maxCpuid * 40 + wire.maxArgumentsSize <= c('CASEMATE_MAX_MESSAGE'));
-  const stamps = ['MAIN', 'CONFIGURED', 'JAILED', 'VM', 'MEMORY', 'IRQCHIP', 'VCPU', 'CONFINED', 'LOADED', 'RUN', 'DOORBELL'];
-  t.deepEqual(stamps.map((name) => c(`CASEMATE_STAMP_${name}`)), [...stampNames.keys()]);
+  const stamps = [
+    'MAIN',
+    'CONFIGURED',
+    'JAILED',
+    'VM',
+    'MEMORY',
+    'IRQCHIP',
+    'VCPU',
+    'CONFINED',
+    'LOADED',
+    'RUN',
+    'DOORBELL',
+  ];
+  t.deepEqual(
+    stamps.map((name) => c(`CASEMATE_STAMP_${name}`)),
+    [...stampNames.keys()],
+  );
   t.is<number, number>(stampNames.length, c('CASEMATE_STAMP_COUNT'));
 });
 
@@ -320,7 +384,24 @@ withCompiler("a monitor's messages are read as the structs of wire.h", (t) => {
 
   const fields = { vector: 14, error_code: 6, address: 0xdead0000n, at: 99n, has_registers: 1 };
   const fault = message('exited', 'EXITED', { reason: c('CASEMATE_EXIT_FAULT'), code: 1, ...fields });
-  const names = ['rax', 'rbx', 'rcx', 'rdx', 'rsi', 'rdi', 'rsp', 'rbp', 'r8', 'r9', 'r10', 'r11', 'r12', 'r13', 'r14', 'r15'];
+  const names = [
+    'rax',
+    'rbx',
+    'rcx',
+    'rdx',
+    'rsi',
+    'rdi',
+    'rsp',
+    'rbp',
+    'r8',
+    'r9',
+    'r10',
+    'r11',
+    'r12',
+    'r13',
+    'r14',
+    'r15',
+  ];
   names.push('rip', 'rflags', 'cr0', 'cr2', 'cr3', 'cr4', 'efer');
   t.is(c('sizeof casemate_registers'), names.length * 8);
   for (const [index, name] of names.entries()) {
@@ -446,7 +527,9 @@ test('encodePlan refuses a plan that makes no sense', (t) => {
     'a negative limit': plan([steps.rlimit('core', -1), end]),
     'a limit of more than 64 bits': plan([steps.rlimit('core', 1n << 64n), end]),
     'more than a plan may hold': plan([steps.exec('/program', ['a'.repeat(1 << 20)])]),
-    'more descriptors than slots': plan([steps.descriptors({ a: Array.from({ length: 25 }, (_, i) => i) }), end], { descriptors: ['a'] }),
+    'more descriptors than slots': plan([steps.descriptors({ a: Array.from({ length: 25 }, (_, i) => i) }), end], {
+      descriptors: ['a'],
+    }),
   };
   for (const [what, senselessPlan] of Object.entries(senseless)) {
     t.throws(() => encodePlan(senselessPlan), { code: 'ERR_CASEMATE_INVALID_OPTION' }, what);

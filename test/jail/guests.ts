@@ -8,8 +8,7 @@
  * [rsp-0x1000]; mov [rsp], rax; 1 byte; no flags; out 0xe0, eax; mov eax, esp; out 0xe8, eax; xor eax, eax;
  * out 0xec, eax
  */
-const waitingCode =
-  '4883ec40 488d842400f0ffff 48890424 48c744240801000000 48c744241000000000 e7e0 89e0 e7e8 31c0 e7ec';
+const waitingCode = '4883ec40 488d842400f0ffff 48890424 48c744240801000000 48c744241000000000 e7e0 89e0 e7e8 31c0 e7ec';
 
 /** out 0xe0, eax; jmp to itself */
 const spinningCode = 'e7e0 ebfe';

@@ -7,7 +7,16 @@ import { type LayerName, layerNames, steps } from 'casemate/jail';
 import { requires } from '../helpers/index.js';
 import { leaks } from '../helpers/leaks.js';
 import { OtherNode } from '../helpers/node.js';
-import { descriptorsOf, isAlive, mountsOf, namespaceKinds, namespacesOf, readProc, statusOf, within } from '../helpers/proc.js';
+import {
+  descriptorsOf,
+  isAlive,
+  mountsOf,
+  namespaceKinds,
+  namespacesOf,
+  readProc,
+  statusOf,
+  within,
+} from '../helpers/proc.js';
 import { asScript, spinning, waiting } from './guests.js';
 import { spawnReport } from './spawned.js';
 
@@ -187,7 +196,10 @@ testWithPrograms('no namespace can be made in its user namespace', async (t) => 
 testAsRoot('its network namespace has a loopback that is down, and nothing else', async (t) => {
   await using vm = await launch({ guest: waiting });
   const links = readProc(vm.pid, 'net/dev').trim().split('\n').slice(2);
-  t.deepEqual(links.map((line) => line.trim().split(':')[0]), ['lo']);
+  t.deepEqual(
+    links.map((line) => line.trim().split(':')[0]),
+    ['lo'],
+  );
   t.is(readProc(vm.pid, 'net/route').trim().split('\n').length, 1);
 });
 
@@ -259,11 +271,20 @@ for (const [name, guest] of Object.entries({ waiting, spinning })) {
 test('the evidence says what the kernel says', async (t) => {
   await using vm = await launch({ guest: waiting, input: Buffer.from('input') });
   const evidence = await vm.evidence();
-  t.deepEqual(evidence.layers.filter(({ ok }) => !ok), []);
+  t.deepEqual(
+    evidence.layers.filter(({ ok }) => !ok),
+    [],
+  );
   t.true(evidence.ok);
   t.is(evidence.pid, vm.pid);
-  t.deepEqual(evidence.mounts.map(({ path }) => path), mountsOf(vm.pid).map(({ path }) => path));
-  t.deepEqual(evidence.descriptors.map(({ fd, target }) => [fd, target]), [...descriptorsOf(vm.pid)].sort(([left], [right]) => left - right));
+  t.deepEqual(
+    evidence.mounts.map(({ path }) => path),
+    mountsOf(vm.pid).map(({ path }) => path),
+  );
+  t.deepEqual(
+    evidence.descriptors.map(({ fd, target }) => [fd, target]),
+    [...descriptorsOf(vm.pid)].sort(([left], [right]) => left - right),
+  );
   const namespaces = namespacesOf(vm.pid);
   t.is(layer(evidence, 'networkNamespace')?.observed, namespaces.net);
   t.is(layer(evidence, 'userNamespace')?.observed, namespaces.user);
@@ -274,7 +295,10 @@ test('the evidence says what the kernel says', async (t) => {
 });
 
 /** What the evidence must say of each layer where it is off, and the others that cannot be had without it. */
-const weaker: Record<Exclude<LayerName, 'timeNamespace' | 'coreScheduling'>, { observed: RegExp; also?: LayerName[] }> = {
+const weaker: Record<
+  Exclude<LayerName, 'timeNamespace' | 'coreScheduling'>,
+  { observed: RegExp; also?: LayerName[] }
+> = {
   pidNamespace: { observed: /the host's$/ },
   mountNamespace: { observed: /./ },
   ipcNamespace: { observed: /the host's$/ },

@@ -30,7 +30,8 @@ test('a launch is one execve, of the monitor, and nothing else is ever started',
   const [node, ...monitors] = started.map((line) => line.replace(/^\d+ +/, ''));
   t.regex(node ?? '', new RegExp(`^execve\\("${process.execPath}"`));
   t.is(monitors.length, launches);
-  for (const monitor of monitors) t.regex(monitor, /^execve\("\/casemate-vmm", \["casemate-vmm"\], 0x[0-9a-f]+ \/\* 0 vars \*\//);
+  for (const monitor of monitors)
+    t.regex(monitor, /^execve\("\/casemate-vmm", \["casemate-vmm"\], 0x[0-9a-f]+ \/\* 0 vars \*\//);
   t.false(lines.some((line) => /^\d+ +(fork|vfork)\(/.test(line)));
   t.is(new Set(started.map((line) => line.split(' ')[0])).size, launches + 1, 'each in a process of its own');
 });

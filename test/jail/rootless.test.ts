@@ -44,7 +44,10 @@ test("an ordinary user's monitor is jailed as any other, as that user and no mor
     t.teardown(() => node.kill());
     const { pid, ok, layers } = await node.told<Told>();
     t.is(statusOf(node.pid).CapBnd === '0'.repeat(16), false, 'a user may have a bounding set');
-    t.deepEqual(layers.filter((layer) => !layer.ok), []);
+    t.deepEqual(
+      layers.filter((layer) => !layer.ok),
+      [],
+    );
     t.true(ok);
 
     const status = statusOf(pid);
@@ -56,17 +59,26 @@ test("an ordinary user's monitor is jailed as any other, as that user and no mor
 
     const [own, launchers, host] = [namespacesOf(pid), namespacesOf(node.pid), namespacesOf('self')];
     t.deepEqual(launchers, host, 'Node itself stays where it was');
-    for (const kind of ['mnt', 'cgroup', 'uts', 'ipc', 'user', 'pid', 'net'] as const) t.not(own[kind], host[kind], kind);
+    for (const kind of ['mnt', 'cgroup', 'uts', 'ipc', 'user', 'pid', 'net'] as const)
+      t.not(own[kind], host[kind], kind);
     t.regex(readProc(pid, 'uid_map').trim(), /^\d+\s+1234\s+1$/);
     t.is(readProc(pid, 'setgroups').trim(), 'deny');
 
-    t.deepEqual(mountsOf(pid).map(({ path }) => path).sort(), ['/', '/casemate-vmm']);
+    t.deepEqual(
+      mountsOf(pid)
+        .map(({ path }) => path)
+        .sort(),
+      ['/', '/casemate-vmm'],
+    );
     t.true(mountsOf(pid).every(({ options: attributes }) => attributes.includes('ro')));
     t.deepEqual(readdirSync(`/proc/${pid}/root/`), ['casemate-vmm']);
     t.is(readlinkSync(`/proc/${pid}/exe`), '/casemate-vmm');
     t.is(readProc(pid, 'environ'), '');
     const given = [...descriptorsOf(pid)].filter(([, target]) => !target.startsWith('anon_inode:')).map(([fd]) => fd);
-    t.deepEqual(given.sort((left, right) => left - right), [0, 1, 2, 3, 4, 5, 6, 7]);
+    t.deepEqual(
+      given.sort((left, right) => left - right),
+      [0, 1, 2, 3, 4, 5, 6, 7],
+    );
 
     node.process.stdin?.write('go on\n');
     t.deepEqual(await node.told(), { reason: 'exit', code: 0 });
@@ -78,7 +90,9 @@ test("an ordinary user's monitor dies with its Node, and so do the tasks of its 
   await withKvm(async (options) => {
     const node = new OtherNode(holding, options);
     const { pid } = await node.told<Told>();
-    const family = readdirSync('/proc').map(Number).filter((each) => each > 0 && statusPpid(each) === node.pid);
+    const family = readdirSync('/proc')
+      .map(Number)
+      .filter((each) => each > 0 && statusPpid(each) === node.pid);
     t.true(family.includes(pid) && family.length > 1, family.join());
     await node.kill();
     t.true(await within(1000, () => !family.some(isAlive)));
@@ -106,13 +120,15 @@ test('two VMs of an ordinary user share no namespace', async (t) => {
     t.teardown(() => node.kill());
     const [first = 0, second = 0] = await node.told<number[]>();
     const [one, two] = [namespacesOf(first), namespacesOf(second)];
-    for (const kind of ['mnt', 'cgroup', 'uts', 'ipc', 'user', 'pid', 'net'] as const) t.not(one[kind], two[kind], kind);
+    for (const kind of ['mnt', 'cgroup', 'uts', 'ipc', 'user', 'pid', 'net'] as const)
+      t.not(one[kind], two[kind], kind);
   });
 });
 
 test('launches of an ordinary user leave nothing behind', async (t) => {
   const script = `
     import { readdirSync, readFileSync } from 'node:fs';
+    import { setTimeout as delay } from 'node:timers/promises';
     import { launch, warmUp } from 'casemate';
     const options = { guest: ${asScript(waiting)}, kvm: { fd: 3 }, console: 'ignore' };
     const count = () => ({
@@ -176,4 +192,3 @@ for (const [who, then] of Object.entries({
     });
   });
 }
-

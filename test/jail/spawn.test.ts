@@ -14,12 +14,23 @@ import {
 } from 'node:fs';
 import { hostname, tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
-import { type NamespaceKind, runSteps, spawn, type Step, type StepName, steps } from 'casemate/jail';
+import { type NamespaceKind, runSteps, type Step, type StepName, spawn, steps } from 'casemate/jail';
 import { fsmount } from 'casemate/system';
 import { requires } from '../helpers/index.js';
 import { leaks } from '../helpers/leaks.js';
 import { tellsOf } from '../helpers/node.js';
-import { childrenOf, descriptorsOf, isAlive, mountsOf, namespaceKinds, namespacesOf, ownCgroup, readProc, statusOf, within } from '../helpers/proc.js';
+import {
+  childrenOf,
+  descriptorsOf,
+  isAlive,
+  mountsOf,
+  namespaceKinds,
+  namespacesOf,
+  ownCgroup,
+  readProc,
+  statusOf,
+  within,
+} from '../helpers/proc.js';
 import { program } from '../helpers/programs.js';
 import { type ReportOptions, reportPlan, run, spawnReport } from './spawned.js';
 
@@ -56,12 +67,23 @@ const privateMounts = steps.mountSetattr({ target: '/', propagation: MS_PRIVATE,
 test('a program starts with a clean process and nothing of ours', async (t) => {
   await using started = await spawnReport([]);
   const { report, pid } = started;
-  t.deepEqual(report.descriptors.map(({ fd, closeOnExec }) => [fd, closeOnExec]), [[0, 0], [1, 0], [2, 0], [3, 0]]);
+  t.deepEqual(
+    report.descriptors.map(({ fd, closeOnExec }) => [fd, closeOnExec]),
+    [
+      [0, 0],
+      [1, 0],
+      [2, 0],
+      [3, 0],
+    ],
+  );
   t.deepEqual(report.env, []);
   t.deepEqual(report.args, [program('report')]);
   t.is(report.blockedSignals, 0);
   // Node ignores SIGPIPE (13) and SIGXFSZ (25); what Node's parent ignores goes on being ignored.
-  t.false(report.handledSignals.some((signal) => [13, 25].includes(signal)), report.handledSignals.join());
+  t.false(
+    report.handledSignals.some((signal) => [13, 25].includes(signal)),
+    report.handledSignals.join(),
+  );
   t.is(report.dumpable, 1);
   t.deepEqual(namespacesOf(pid), namespacesOf('self'));
   t.is(statusOf(pid).PPid, String(process.pid));
@@ -127,11 +149,15 @@ test('setns refuses a namespace of another kind than the one named', async (t) =
 test('mount and umount change what the program sees and nothing else', async (t) => {
   const where = folder(t);
   const [kept, gone] = [join(where, 'kept'), join(where, 'gone')];
-  const mount = (target: string) => steps.mount({ source: 'none', target, type: 'tmpfs', flags: 2, data: 'size=64k,mode=0700' });
+  const mount = (target: string) =>
+    steps.mount({ source: 'none', target, type: 'tmpfs', flags: 2, data: 'size=64k,mode=0700' });
   const list = [privateMounts, steps.mkdir(kept), steps.mkdir(gone), mount(kept), mount(gone), steps.umount(gone)];
   await using started = await spawnReport(list, { clone: ['mnt'] });
   const own = mountsOf(started.pid);
-  t.like(own.find(({ path }) => path === kept), { type: 'tmpfs' });
+  t.like(
+    own.find(({ path }) => path === kept),
+    { type: 'tmpfs' },
+  );
   t.true(own.find(({ path }) => path === kept)?.options.includes('nosuid'));
   t.regex(readProc(started.pid, 'mounts'), new RegExp(`${kept} tmpfs .*size=64k,mode=700`));
   t.false(own.some(({ path }) => path === gone));
@@ -153,9 +179,19 @@ test('mountSetattr sets attributes, clears them, and reaches what is below', asy
   const options = (at: string) => mountsOf(started.pid).find(({ path }) => path === at)?.options ?? [];
   t.true(options(where).includes('ro') && options(below).includes('ro'));
   t.false(options(where).includes('nosuid'));
-  await using shallow = await spawnReport([...list.slice(0, -1), steps.mountSetattr({ target: where, set: 1 })], { clone: ['mnt'] });
-  t.true(mountsOf(shallow.pid).find(({ path }) => path === where)?.options.includes('ro'));
-  t.false(mountsOf(shallow.pid).find(({ path }) => path === below)?.options.includes('ro'));
+  await using shallow = await spawnReport([...list.slice(0, -1), steps.mountSetattr({ target: where, set: 1 })], {
+    clone: ['mnt'],
+  });
+  t.true(
+    mountsOf(shallow.pid)
+      .find(({ path }) => path === where)
+      ?.options.includes('ro'),
+  );
+  t.false(
+    mountsOf(shallow.pid)
+      .find(({ path }) => path === below)
+      ?.options.includes('ro'),
+  );
 });
 
 test('moveMount attaches a detached mount, and pivotRoot makes it the root', async (t) => {
@@ -177,7 +213,10 @@ test('moveMount attaches a detached mount, and pivotRoot makes it the root', asy
   t.deepEqual(started.report.root, ['programs']);
   t.is(started.report.password, 'ENOENT');
   t.is(started.report.cwd, '/');
-  t.deepEqual(mountsOf(started.pid).map(({ path }) => path), ['/', '/programs']);
+  t.deepEqual(
+    mountsOf(started.pid).map(({ path }) => path),
+    ['/', '/programs'],
+  );
   t.is(readlinkSync(`/proc/${started.pid}/root`), '/');
 });
 
@@ -214,7 +253,16 @@ test('host name and domain name belong to the uts namespace', async (t) => {
 });
 
 test('every resource can be limited, soft and hard', async (t) => {
-  const values = { cpu: 100, fsize: 1 << 20, data: 1 << 28, stack: 1 << 20, core: 0, rss: 1 << 28, nproc: 50, nofile: 40 };
+  const values = {
+    cpu: 100,
+    fsize: 1 << 20,
+    data: 1 << 28,
+    stack: 1 << 20,
+    core: 0,
+    rss: 1 << 28,
+    nproc: 50,
+    nofile: 40,
+  };
   const others = { memlock: 4096, as: 1 << 28, locks: 5, sigpending: 6, msgqueue: 7, nice: 0, rtprio: 0, rttime: 1000 };
   const limits = Object.entries({ ...values, ...others }) as [keyof typeof values, number][];
   const list = limits.map(([resource, limit]) => steps.rlimit(resource, limit, Math.floor(limit / 2)));
@@ -255,7 +303,14 @@ test('descriptors arrive at their numbers, whatever numbers they had', async (t)
   await using started = await spawnReport([steps.descriptors(map)], { descriptors });
   const inode = (fd: number) => fstatSync(fd).ino;
   const found = new Map(started.report.descriptors.map(({ fd, inode }) => [fd, inode]));
-  const expected = new Map([[b, inode(a)], [1000, inode(a)], [c, inode(b)], [a, inode(c)], [1023, inode(c)], [d, inode(d)]]);
+  const expected = new Map([
+    [b, inode(a)],
+    [1000, inode(a)],
+    [c, inode(b)],
+    [a, inode(c)],
+    [1023, inode(c)],
+    [d, inode(d)],
+  ]);
   for (const [fd, inode] of expected) t.is(found.get(fd), inode, String(fd));
   t.is(found.size, 4 + expected.size, 'and no other');
   t.true(started.report.descriptors.every(({ closeOnExec }) => closeOnExec === 0));
@@ -333,10 +388,14 @@ test('capabilities sets what is effective, permitted and inheritable', async (t)
   t.is(status.CapPrm, '0'.repeat(16), 'a program without file capabilities gets none at execve');
   t.is(status.CapAmb, '0'.repeat(16));
   t.is(started.report.securebits, 1);
-  const denied = await t.throwsAsync(run(reportPlan([steps.capabilities(time, time), steps.hostname('x')], { clone: ['uts'] })));
+  const denied = await t.throwsAsync(
+    run(reportPlan([steps.capabilities(time, time), steps.hostname('x')], { clone: ['uts'] })),
+  );
   t.like(denied, { step: 'hostname', errno: -1 });
   const sysAdmin = 1n << 21n;
-  await using allowed = await spawnReport([steps.capabilities(sysAdmin, sysAdmin), steps.hostname('x')], { clone: ['uts'] });
+  await using allowed = await spawnReport([steps.capabilities(sysAdmin, sysAdmin), steps.hostname('x')], {
+    clone: ['uts'],
+  });
   t.is(allowed.report.hostname, 'x');
 });
 
@@ -502,7 +561,10 @@ test('a step that the kernel refuses fails the launch with its name and errno, a
 test('a failure before the process exists is as well told, and leaves nothing', async (t) => {
   const left = await leaks(async () => {
     await withDescriptors({ cgroup: '/proc/self' }, async (descriptors) => {
-      const plan = reportPlan([steps.pooled('net', 'net'), steps.pooled('user', 'user', 'lease')], { cgroup: 'cgroup', descriptors });
+      const plan = reportPlan([steps.pooled('net', 'net'), steps.pooled('user', 'user', 'lease')], {
+        cgroup: 'cgroup',
+        descriptors,
+      });
       const error = await t.throwsAsync(run(plan, descriptors), { code: 'ERR_CASEMATE_LAUNCH_STEP' });
       t.like(error, { step: 'clone', syscall: 'clone3', errno: -9 });
     });
@@ -544,7 +606,9 @@ test('pooled namespaces are fresh, and of no use to a second program', async (t)
 
 test('runSteps makes a namespace that others can join', async (t) => {
   const before = namespacesOf('self');
-  const { net, uts } = await runSteps([steps.unshare('net', 'uts'), steps.hostname('threaded')], { keep: ['net', 'uts'] });
+  const { net, uts } = await runSteps([steps.unshare('net', 'uts'), steps.hostname('threaded')], {
+    keep: ['net', 'uts'],
+  });
   try {
     t.not(readlinkSync(`/proc/self/fd/${net}`), before.net);
     const descriptors = { net, uts };
@@ -564,7 +628,9 @@ test('runSteps changes nothing of Node', async (t) => {
     namespaces: namespacesOf('self'),
     cwd: process.cwd(),
     root: readlinkSync('/proc/self/root'),
-    status: Object.entries(statusOf('self')).filter(([name]) => /^(Uid|Gid|Groups|Cap|NoNew|Seccomp|SigBlk|SigCgt|Umask)/.test(name)),
+    status: Object.entries(statusOf('self')).filter(([name]) =>
+      /^(Uid|Gid|Groups|Cap|NoNew|Seccomp|SigBlk|SigCgt|Umask)/.test(name),
+    ),
     mounts: mountsOf('self'),
     limits: readProc('self', 'limits'),
   });

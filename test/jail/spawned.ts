@@ -1,6 +1,14 @@
 import { closeSync, openSync } from 'node:fs';
 import { Socket } from 'node:net';
-import { type JailedProcess, type NamespaceKind, type Plan, spawn, type Step, type StepName, steps } from 'casemate/jail';
+import {
+  type JailedProcess,
+  type NamespaceKind,
+  type Plan,
+  type Step,
+  type StepName,
+  spawn,
+  steps,
+} from 'casemate/jail';
 import { program } from '../helpers/programs.js';
 
 /** What test/programs/report.c says. */

@@ -23,7 +23,7 @@
 static char text[65536];
 static size_t length;
 
-__attribute__((format(printf, 1, 2))) static void add(const char *format, ...) {
+__attribute__((format(printf, 1, 2))) static void add(const char* format, ...) {
   __builtin_va_list list;
   __builtin_va_start(list, format);
   length += (size_t)vsnprintf(text + length, sizeof text - length, format, list);
@@ -31,16 +31,16 @@ __attribute__((format(printf, 1, 2))) static void add(const char *format, ...) {
 }
 
 /* Tests pass plain words: nothing in here needs escaping. */
-static void add_strings(const char *name, char **strings) {
+static void add_strings(const char* name, char** strings) {
   add("\"%s\":[", name);
-  for (char **each = strings; *each != NULL; ++each) {
+  for (char** each = strings; *each != NULL; ++each) {
     add("%s\"%s\"", each == strings ? "" : ",", *each);
   }
   add("],");
 }
 
 static void add_descriptors(void) {
-  const char *separator = "";
+  const char* separator = "";
   add("\"descriptors\":[");
   for (int fd = 0; fd < 1024; ++fd) {
     struct stat status;
@@ -73,7 +73,7 @@ static void add_signals(void) {
     blocked += sigismember(&mask, signal) == 1;
   }
   add("\"blockedSignals\":%d,\"handledSignals\":[", blocked);
-  const char *separator = "";
+  const char* separator = "";
   for (int signal = 1; signal < 65; ++signal) {
     struct sigaction action;
     if (sigaction(signal, NULL, &action) == 0 && action.sa_handler != SIG_DFL) {
@@ -84,7 +84,7 @@ static void add_signals(void) {
   add("],");
 }
 
-static void add_file(const char *name, const char *path) {
+static void add_file(const char* name, const char* path) {
   int fd = open(path, O_RDONLY);
   add("\"%s\":\"%s\",", name, fd < 0 ? strerrorname_np(errno) : "open");
   if (fd >= 0) {
@@ -94,12 +94,12 @@ static void add_file(const char *name, const char *path) {
 
 /* What may be made of each kind of namespace in the user namespace that this is in. */
 static void add_namespace_limits(void) {
-  static const char *const kinds[] = {"user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"};
+  static const char* const kinds[] = {"user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"};
   add("\"maxNamespaces\":{");
   for (int i = 0; i < 8; ++i) {
     char path[64];
     snprintf(path, sizeof path, "/proc/sys/user/max_%s_namespaces", kinds[i]);
-    FILE *file = fopen(path, "r");
+    FILE* file = fopen(path, "r");
     long value = -1;
     if (file != NULL && fscanf(file, "%ld", &value) != 1) {
       value = -1;
@@ -113,10 +113,10 @@ static void add_namespace_limits(void) {
 }
 
 static void add_root(void) {
-  DIR *root = opendir("/");
-  const char *separator = "";
+  DIR* root = opendir("/");
+  const char* separator = "";
   add("\"root\":[");
-  for (struct dirent *entry; root != NULL && (entry = readdir(root)) != NULL;) {
+  for (struct dirent* entry; root != NULL && (entry = readdir(root)) != NULL;) {
     if (entry->d_name[0] != '.') {
       add("%s\"%s\"", separator, entry->d_name);
       separator = ",";
@@ -128,7 +128,7 @@ static void add_root(void) {
   }
 }
 
-int main(int argc, char **argv, char **environment) {
+int main(int argc, char** argv, char** environment) {
   int control = argc > 1 ? atoi(argv[1]) : 3;
   char path[4096];
   struct utsname names;
@@ -154,7 +154,8 @@ int main(int argc, char **argv, char **environment) {
   prctl(PR_GET_PDEATHSIG, &death);
   add("\"umask\":%d,\"parentDeath\":%d,\"securebits\":%d,\"dumpable\":%d,", mask, death,
       prctl(PR_GET_SECUREBITS), prctl(PR_GET_DUMPABLE));
-  add("\"keyring\":%ld}\n", syscall(SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0));
+  add("\"keyring\":%ld}\n",
+      syscall(SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0));
   if (length >= sizeof text || write(control, text, length) != (ssize_t)length) {
     return 2;
   }

@@ -15,7 +15,8 @@ const test = requires('kvm');
 const mebibyte = 2 ** 20;
 
 /** What the guest 'flood' writes: bytes that count up. */
-const flooded = (mebibytes: number) => Buffer.alloc(mebibytes * mebibyte, Buffer.from(Uint8Array.from({ length: 256 }, (_, i) => i)));
+const flooded = (mebibytes: number) =>
+  Buffer.alloc(mebibytes * mebibyte, Buffer.from(Uint8Array.from({ length: 256 }, (_, i) => i)));
 
 /** Waits until the monitor, and with it the guest, waits for somebody. */
 const waits = (vm: Vm) => within(10_000, () => / S /.test(readProc(vm.pid, 'stat')));
@@ -128,7 +129,8 @@ test('what is written to a guest that ends is dropped, without an error', async 
   await using vm = await launch({ guest: guest('exit'), args: ['5'], startPaused: true });
   const { console } = vm;
   console.on('error', (error) => t.fail(`an error event: ${error.message}`));
-  const write = () => new Promise<Error | null | undefined>((resolve) => console.write(Buffer.alloc(mebibyte), resolve));
+  const write = () =>
+    new Promise<Error | null | undefined>((resolve) => console.write(Buffer.alloc(mebibyte), resolve));
   // More than the socket takes: some of it waits while the guest ends.
   const before = Promise.all([write(), write(), write()]);
   await vm.resume();

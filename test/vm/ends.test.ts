@@ -21,18 +21,19 @@ for (const code of [0, 7, 255]) {
   });
 }
 
-const faults: readonly (readonly [kind: string, name: string, vector: number, errorCode: number, address?: bigint])[] = [
-  ['ud2', '#UD', 6, 0],
-  ['divide', '#DE', 0, 0],
-  ['cli', '#GP', 13, 0],
-  ['hlt', '#GP', 13, 0],
-  ['noncanonical', '#GP', 13, 0],
-  ['port', '#GP', 13, 0],
-  // Bits of a page fault's error code: 1 present, 2 a write, 4 from CPL 3.
-  ['null', '#PF', 14, 1 | 4, 0n],
-  ['supervisor', '#PF', 14, 1 | 2 | 4, 0x1f_f000n],
-  ['beyond', '#PF', 14, 2 | 4, 0x100_0000n],
-];
+const faults: readonly (readonly [kind: string, name: string, vector: number, errorCode: number, address?: bigint])[] =
+  [
+    ['ud2', '#UD', 6, 0],
+    ['divide', '#DE', 0, 0],
+    ['cli', '#GP', 13, 0],
+    ['hlt', '#GP', 13, 0],
+    ['noncanonical', '#GP', 13, 0],
+    ['port', '#GP', 13, 0],
+    // Bits of a page fault's error code: 1 present, 2 a write, 4 from CPL 3.
+    ['null', '#PF', 14, 1 | 4, 0n],
+    ['supervisor', '#PF', 14, 1 | 2 | 4, 0x1f_f000n],
+    ['beyond', '#PF', 14, 2 | 4, 0x100_0000n],
+  ];
 
 for (const [kind, name, vector, errorCode, address] of faults) {
   test(`a guest's ${name} (${kind}) is a fault with its vector, its error code and its registers`, async (t) => {

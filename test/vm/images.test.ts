@@ -29,15 +29,39 @@ const lies: readonly (readonly [title: string, why: RegExp, change: (image: Buff
   ['has 65535 program headers', /headers/, (image) => image.writeUInt16LE(0xffff, 56)],
   ['has program headers of another size', /headers/, (image) => image.writeUInt16LE(57, 54)],
   ['has its program headers behind its end', /shorter/, (image) => image.writeBigUInt64LE(1n << 40n, 32)],
-  ['has its program headers at the end of numbers', /headers/, (image) => image.writeBigUInt64LE(-8n & 0xffff_ffff_ffff_ffffn, 32)],
+  [
+    'has its program headers at the end of numbers',
+    /headers/,
+    (image) => image.writeBigUInt64LE(-8n & 0xffff_ffff_ffff_ffffn, 32),
+  ],
   ['has its program headers within its header', /headers/, (image) => image.writeBigUInt64LE(8n, 32)],
   ['has a segment behind its end', /shorter/, (image) => image.writeBigUInt64LE(1n << 40n, programHeader + 8)],
-  ['has a segment whose end wraps around', /segment/, (image) => image.writeBigUInt64LE(0xffff_ffff_ffff_fff0n, programHeader + 8)],
-  ['has more of a segment in the file than in memory', /segment/, (image) => image.writeBigUInt64LE(1n, programHeader + 40)],
+  [
+    'has a segment whose end wraps around',
+    /segment/,
+    (image) => image.writeBigUInt64LE(0xffff_ffff_ffff_fff0n, programHeader + 8),
+  ],
+  [
+    'has more of a segment in the file than in memory',
+    /segment/,
+    (image) => image.writeBigUInt64LE(1n, programHeader + 40),
+  ],
   ['has a segment below 2 MiB', /below 2 MiB/, (image) => image.writeBigUInt64LE(0x1000n, programHeader + 16)],
-  ['has a segment behind the end of memory', /outside the memory/, (image) => image.writeBigUInt64LE(1n << 32n, programHeader + 16)],
-  ['has a segment larger than memory', /outside the memory/, (image) => image.writeBigUInt64LE(1n << 40n, programHeader + 40)],
-  ['has a segment whose address wraps around', /segment/, (image) => image.writeBigUInt64LE(0xffff_ffff_ffff_fff0n, programHeader + 16)],
+  [
+    'has a segment behind the end of memory',
+    /outside the memory/,
+    (image) => image.writeBigUInt64LE(1n << 32n, programHeader + 16),
+  ],
+  [
+    'has a segment larger than memory',
+    /outside the memory/,
+    (image) => image.writeBigUInt64LE(1n << 40n, programHeader + 40),
+  ],
+  [
+    'has a segment whose address wraps around',
+    /segment/,
+    (image) => image.writeBigUInt64LE(0xffff_ffff_ffff_fff0n, programHeader + 16),
+  ],
   ['has segments that overlap', /overlaps/, (image) => image.writeBigUInt64LE(0x20_0000n, programHeader + 56 + 16)],
   ['is entered outside of its code', /entry point/, (image) => image.writeBigUInt64LE(0x10_0000n, 24)],
   ['is entered in a segment that is no code', /entry point/, (image) => image.writeUInt32LE(6, programHeader + 4)],
@@ -89,6 +113,9 @@ test('none of the bytes of the headers makes a launch hang, or an image that lie
     outcomes.add(await ended);
   }
   const allowed = ['exit', 'ERR_CASEMATE_GUEST_IMAGE', 'ERR_CASEMATE_EARLY_EXIT', 'ERR_CASEMATE_TIMEOUT'];
-  t.deepEqual([...outcomes].filter((outcome) => !allowed.includes(outcome)), []);
+  t.deepEqual(
+    [...outcomes].filter((outcome) => !allowed.includes(outcome)),
+    [],
+  );
   t.true(outcomes.has('ERR_CASEMATE_GUEST_IMAGE'));
 });

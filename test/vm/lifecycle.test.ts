@@ -2,7 +2,7 @@
 import { channel, subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { getEventListeners, once, setMaxListeners } from 'node:events';
 import { text } from 'node:stream/consumers';
-import { setImmediate as immediate, setTimeout as delay } from 'node:timers/promises';
+import { setTimeout as delay, setImmediate as immediate } from 'node:timers/promises';
 import { CasemateError, type ExitMessage, type LaunchMessage, launch, type Vm, type VmExit } from 'casemate';
 import { layerNames } from 'casemate/jail';
 import { moments } from '#lib/jail/native.js';
@@ -289,7 +289,10 @@ test('the timeline has every step, named, in order, between the call and its res
   const { t0, t1, t2, steps } = vm.timeline;
   t.true(before <= t0 && t0 <= t1 && t1 <= t2 && t2 <= after);
   t.true(steps.every(({ at, durationNs }) => at >= t0 && at <= t2 && durationNs >= 0));
-  t.deepEqual([...steps].sort((left, right) => Number(left.at - right.at)), [...steps]);
+  t.deepEqual(
+    [...steps].sort((left, right) => Number(left.at - right.at)),
+    [...steps],
+  );
   const namesOf = (where: string) => steps.filter((step) => step.where === where).map(({ name }) => name);
   t.deepEqual(namesOf('node'), ['submit', 'resolve']);
   t.deepEqual(namesOf('monitor'), [...stampNames]);
@@ -309,11 +312,20 @@ test('the evidence of a running VM is as asked for, layer by layer, SELinux off 
   await using vm = await launch({ guest: guest('spin'), jail: { selinux: 'off' } });
   const evidence = await vm.evidence();
   t.is(evidence.pid, vm.pid);
-  t.deepEqual(evidence.layers.filter(({ ok }) => !ok), []);
+  t.deepEqual(
+    evidence.layers.filter(({ ok }) => !ok),
+    [],
+  );
   t.true(evidence.ok);
   const seen = evidence.layers.map(({ layer }) => layer);
-  t.deepEqual(layerNames.filter((layer) => !seen.includes(layer) && layer !== 'coreScheduling'), []);
-  t.like(evidence.layers.find(({ layer }) => layer === 'selinux'), { asked: 'off', observed: 'off' });
+  t.deepEqual(
+    layerNames.filter((layer) => !seen.includes(layer) && layer !== 'coreScheduling'),
+    [],
+  );
+  t.like(
+    evidence.layers.find(({ layer }) => layer === 'selinux'),
+    { asked: 'off', observed: 'off' },
+  );
 });
 
 // ---- Tracing -------------------------------------------------------------------------------------------
@@ -322,7 +334,12 @@ test('the tracing channels tell of a launch, its end, and of one that failed', a
   const name = 'traced';
   const told: [string, Partial<LaunchMessage & ExitMessage>][] = [];
   const ids = new Set<string>();
-  for (const event of ['tracing:casemate:launch:start', 'tracing:casemate:launch:asyncEnd', 'tracing:casemate:launch:error', 'casemate:exit']) {
+  for (const event of [
+    'tracing:casemate:launch:start',
+    'tracing:casemate:launch:asyncEnd',
+    'tracing:casemate:launch:error',
+    'casemate:exit',
+  ]) {
     const listener = (message: unknown) => {
       const given = message as LaunchMessage & ExitMessage;
       if (given.options?.args[0] === name) ids.add(given.id);
@@ -335,7 +352,10 @@ test('the tracing channels tell of a launch, its end, and of one that failed', a
 
   const vm = await launch({ guest: guest('exit'), args: ['2'], name });
   await once(vm, 'exit');
-  t.deepEqual(told.map(([event]) => event), ['start', 'asyncEnd', 'exit']);
+  t.deepEqual(
+    told.map(([event]) => event),
+    ['start', 'asyncEnd', 'exit'],
+  );
   t.true(told.every(([, { id }]) => id === vm.id));
   t.is(told[0]?.[1].options?.memoryMib, 16);
   t.is(told[1]?.[1].vm, vm);
@@ -344,6 +364,9 @@ test('the tracing channels tell of a launch, its end, and of one that failed', a
 
   told.length = 0;
   const error = await refused(t, { guest: '/nonexistent', name }, 'ERR_CASEMATE_FILE');
-  t.deepEqual(told.map(([event]) => event), ['start', 'error']);
+  t.deepEqual(
+    told.map(([event]) => event),
+    ['start', 'error'],
+  );
   t.is(told[1]?.[1].error, error);
 });

@@ -40,7 +40,10 @@ for (const cpl of [0, 3] as const) {
   });
 
   test(`a flat guest runs at CPL ${cpl}`, async (t) => {
-    const expected = { output: `A flat binary at privilege level ${cpl}\n`, exit: { reason: 'exit', code: cpl } } as const;
+    const expected = {
+      output: `A flat binary at privilege level ${cpl}\n`,
+      exit: { reason: 'exit', code: cpl },
+    } as const;
     t.deepEqual(await run({ guest: guest('flat', 'bin'), cpl }), expected);
     t.deepEqual(await run({ guest: guest('flat', 'bin'), cpl, format: 'flat' }), expected);
   });

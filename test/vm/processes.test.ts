@@ -20,15 +20,21 @@ const exits: readonly (readonly [when: string, source: string])[] = [
   ['while VMs are launched, at once', 'launch(); launch(); launch(); tell([]);'],
   ['while VMs are launched, a turn later', 'launch(); launch(); launch(); tell([]); await immediate();'],
   ['while VMs are launched, a millisecond later', 'launch(); launch(); launch(); tell([]); await delay(1);'],
-  ['while VMs are launched, as one of them is there', 'const three = [launch(), launch(), launch()]; tell([(await three[0]).pid]);'],
+  [
+    'while VMs are launched, as one of them is there',
+    'const three = [launch(), launch(), launch()]; tell([(await three[0]).pid]);',
+  ],
   ['while more is launched than there are hands', 'for (let i = 0; i < 50; i++) launch(); tell([]); await delay(5);'],
-  ['while a VM is paused and its console is full', `
+  [
+    'while a VM is paused and its console is full',
+    `
     const vm = await launch({ guest: guest('flood'), args: ['8'] });
     vm.console.write(Buffer.alloc(1 << 20));
     vm.console.on('readable', () => {});
     await vm.pause();
     tell([vm.pid]);
-    vm.resume();`],
+    vm.resume();`,
+  ],
 ];
 
 for (const [when, source] of exits) {
@@ -74,7 +80,10 @@ test.serial('a Node whose VM has ended exits by itself, whatever was asked for o
     vm.console.once('readable', () => {});
     vm.on('exit', (exit) => tell(exit));
   `);
-  t.deepEqual({ code, signal, told, errors }, { code: 0, signal: null, told: [{ reason: 'exit', code: 0 }], errors: '' });
+  t.deepEqual(
+    { code, signal, told, errors },
+    { code: 0, signal: null, told: [{ reason: 'exit', code: 0 }], errors: '' },
+  );
 });
 
 test.serial('a VM that runs keeps its Node alive', async (t) => {
@@ -86,8 +95,10 @@ test.serial('a VM that runs keeps its Node alive', async (t) => {
   t.deepEqual([code, told], [0, [{ reason: 'killed' }]]);
 });
 
-test.serial('a listener that throws is an uncaught exception, and the VM goes on for those who survive it', async (t) => {
-  const { code, told, errors } = await script(`
+test.serial(
+  'a listener that throws is an uncaught exception, and the VM goes on for those who survive it',
+  async (t) => {
+    const { code, told, errors } = await script(`
     process.on('uncaughtException', ({ message }) => tell(message));
     const vm = await launch({ guest: guest('spin') });
     vm.on('paused', () => { throw new Error('from paused'); });
@@ -98,6 +109,7 @@ test.serial('a listener that throws is an uncaught exception, and the VM goes on
     await vm.kill();
     tell(vm.state);
   `);
-  t.deepEqual([code, errors], [0, '']);
-  t.deepEqual(told, ['from paused', 'running', 'exited', 'from exit']);
-});
+    t.deepEqual([code, errors], [0, '']);
+    t.deepEqual(told, ['from paused', 'running', 'exited', 'from exit']);
+  },
+);
