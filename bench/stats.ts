@@ -112,11 +112,11 @@ export function estimate(of: Measure): Estimate | undefined {
   const rounds = roundsOf(of);
   const all = [...rounds.keys()];
   if (all.length === 0) return undefined;
-  const valueOf = (chosen: readonly number[]) => statisticOf(pooled(rounds, chosen), of.statistic);
+  const numberOf = (chosen: readonly number[]) => statisticOf(pooled(rounds, chosen), of.statistic);
   const next = random();
   return interval(
-    valueOf(all),
-    Array.from({ length: draws }, () => valueOf(draw(all, next))),
+    numberOf(all),
+    Array.from({ length: draws }, () => numberOf(draw(all, next))),
     0.95,
   );
 }
@@ -135,10 +135,10 @@ export function change(
     const rounds = roundsOf(measure);
     const yards = by && roundsOf(by);
     const usable = [...rounds.keys()].filter((round) => yards?.has(round) ?? true);
-    const valueOf = (chosen: readonly number[]) =>
+    const numberOf = (chosen: readonly number[]) =>
       statisticOf(pooled(rounds, chosen), measure.statistic) /
       (yards === undefined ? 1 : statisticOf(pooled(yards, chosen), (by as Measure).statistic));
-    return { usable, valueOf };
+    return { usable, numberOf };
   };
   const old = side(before, yardstick?.before);
   const now = side(after, yardstick?.after);
@@ -146,7 +146,7 @@ export function change(
   const next = random();
   const drawn = Array.from(
     { length: draws },
-    () => now.valueOf(draw(now.usable, next)) / old.valueOf(draw(old.usable, next)),
+    () => now.numberOf(draw(now.usable, next)) / old.numberOf(draw(old.usable, next)),
   );
-  return interval(now.valueOf(now.usable) / old.valueOf(old.usable), drawn, 0.99);
+  return interval(now.numberOf(now.usable) / old.numberOf(old.usable), drawn, 0.99);
 }

@@ -77,7 +77,7 @@ export function output(command: string, args: readonly string[]): Promise<string
     child.on('error', reject);
     child.on('close', (code, signal) => {
       if (code === 0) resolve(printed);
-      else reject(new Error(`${command} ${args.join(' ')} ended with ${signal ?? code}: ${said.trim()}`));
+      else reject(new Error(said.trim() || `${command} ${args.join(' ')} ended with ${signal ?? code}`));
     });
   });
 }

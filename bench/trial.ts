@@ -10,7 +10,7 @@ import { monitorEventLoopDelay, performance } from 'node:perf_hooks';
 import type { Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 // Types alone: the trial `cold` measures what loading the package costs.
-import type { Vm } from 'casemate';
+import type { CasemateError, Vm } from 'casemate';
 import { momentsOf, StepTable } from '#lib/cli/steps.js';
 import type { Metric } from './results.js';
 import { execTime } from './steps.js';
@@ -348,4 +348,10 @@ function measure(request: Request): Promise<Measured> {
   }
 }
 
-process.stdout.write(`${JSON.stringify(await measure(JSON.parse(process.argv[2] ?? '') as Request))}\n`);
+try {
+  process.stdout.write(`${JSON.stringify(await measure(JSON.parse(process.argv[2] ?? '') as Request))}\n`);
+} catch (error) {
+  const { message, remedy } = error as Partial<CasemateError>;
+  process.stderr.write(`${message}${remedy === undefined ? '' : ` (${remedy})`}\n`);
+  process.exit(1); // VMs that still live go with this process
+}

@@ -35,6 +35,17 @@ test('doctor takes --json and nothing else', (t) => {
   t.throws(() => parseCommand(['doctor', '--verbose']), unusable);
 });
 
+test('bench takes how many launches and of how much memory', (t) => {
+  t.deepEqual(parseCommand(['bench']), { name: 'bench', launches: 100, json: false });
+  const argv = ['bench', '-n', '20', '--memory', '64', '--json'];
+  t.deepEqual(parseCommand(argv), { name: 'bench', launches: 20, memoryMib: 64, json: true });
+  t.deepEqual(parseCommand(['bench', '--help']), { name: 'help', topic: 'bench' });
+  for (const bad of [['0'], ['-1'], ['many'], ['100001']]) {
+    t.throws(() => parseCommand(['bench', '--launches', ...bad]), unusable);
+  }
+  t.throws(() => parseCommand(['bench', '50']), unusable);
+});
+
 test('run without a guest runs the built-in one', (t) => {
   t.deepEqual(parseCommand(['run']), plain);
   t.deepEqual(parseCommand(['run', '--']), plain);

@@ -111,6 +111,8 @@ test('help knows every command, and every option of it', async (t) => {
   for (const option of ['--memory', '--cpl', '--input', '--timeout', '--json', '--timeline', '--evidence', '--help']) {
     t.true(stdout.includes(option), option);
   }
+  const bench = (await casemate(['help', 'bench'])).stdout;
+  for (const option of ['--launches', '--memory', '--json', '--help']) t.true(bench.includes(option), option);
   t.regex((await casemate(['help', 'doctor'])).stdout.toString(), /Exit codes:/);
 });
 
@@ -304,4 +306,19 @@ vmTest('a guest that is not there exits with 125', async (t) => {
   const { code, stderr } = await casemate(['run', '/nonexistent/guest']);
   t.is(code, 125);
   t.regex(stderr, /^casemate: the guest: .*ERR_CASEMATE_FILE\)\n {2}→ /);
+});
+
+vmTest('bench measures launches and shows their steps', async (t) => {
+  const { code, stdout, stderr } = await casemate(['bench', '--launches', '3', '--memory', '32']);
+  t.is(code, 0, stderr);
+  t.regex(stdout.toString(), /^3 launches, µs +least +p50/);
+  t.regex(stdout.toString(), /^monitor +createVm +\d+ +\d+ +\d+ +█/m);
+});
+
+vmTest('bench --json prints one object', async (t) => {
+  const { code, stdout } = await casemate(['bench', '-n', '2', '--json']);
+  t.is(code, 0);
+  const { first, launch, doorbell, steps } = JSON.parse(stdout.toString());
+  t.true(first > 0 && launch.n === 2 && doorbell.max <= launch.max);
+  t.true(steps.some(({ where, name }: { where: string; name: string }) => where === 'monitor' && name === 'guest'));
 });

@@ -7,7 +7,7 @@ import { type Judgement, judgeAll, type Verdict } from '../targets.js';
 import { httpChart, memoryChart, percentileChart, stepChart, targetChart, timelineChart } from './charts.js';
 import { number, quantity } from './format.js';
 import { rowsOf, type StepQuantile, stepQuantiles } from './rows.js';
-import { escape } from './svg.js';
+import { escapeText } from './svg.js';
 import { verdicts } from './table.js';
 
 const style = `
@@ -91,10 +91,10 @@ function targetRows(results: Results): string {
       const { target, found, verdict, why } = judgement;
       const cells =
         found === undefined
-          ? `<td class="r">–</td><td></td><td class="r">≤ ${number(target.limit)}</td><td class="soft">not measured: ${escape(why ?? '')}</td>`
+          ? `<td class="r">–</td><td></td><td class="r">≤ ${number(target.limit)}</td><td class="soft">not measured: ${escapeText(why ?? '')}</td>`
           : `<td class="r">${number(found.value)}</td><td class="r soft">${number(found.low)} – ${number(found.high)}</td>` +
             `<td class="r">≤ ${number(target.limit)}</td><td class="${verdict}">${verdicts[verdict as Verdict]}</td>`;
-      return `<tr><td>${escape(target.title)}</td>${cells}<td class="soft">${escape(heldBy(results, judgement))}</td></tr>`;
+      return `<tr><td>${escapeText(target.title)}</td>${cells}<td class="soft">${escapeText(heldBy(results, judgement))}</td></tr>`;
     })
     .join('\n');
 }
@@ -103,9 +103,9 @@ function everyRow(results: Results): string {
   const rows = rowsOf(results);
   return Object.entries(results.subjects)
     .flatMap(([name, { title, trials, skipped }]) => {
-      const head = `<tr class="subject"><td colspan="7">${escape(title)} <span class="soft">${name}</span></td></tr>`;
+      const head = `<tr class="subject"><td colspan="7">${escapeText(title)} <span class="soft">${name}</span></td></tr>`;
       if (trials.length === 0)
-        return [head, `<tr><td class="soft" colspan="7">not measured: ${escape(skipped ?? '')}</td></tr>`];
+        return [head, `<tr><td class="soft" colspan="7">not measured: ${escapeText(skipped ?? '')}</td></tr>`];
       const lines = rows
         .filter(({ subject }) => subject === name)
         .map(({ metric, unit, summary: { p50, p90, p99, max, n }, toFloor }) => {
@@ -143,7 +143,7 @@ function section(title: string, words: string, chart: string, caption = ''): str
 export function renderPage(results: Results): string {
   const measured = stepQuantiles(results.subjects.launch).length > 0;
   const machine = Object.entries(results.machine)
-    .map(([name, what]) => `<tr><th>${escape(name)}</th><td>${escape(what)}</td></tr>`)
+    .map(([name, what]) => `<tr><th>${escapeText(name)}</th><td>${escapeText(what)}</td></tr>`)
     .join('\n');
   const smoke = results.smoke
     ? '<p><b>A smoke run:</b> it shows that everything works. Its numbers mean nothing.</p>'
@@ -155,9 +155,9 @@ export function renderPage(results: Results): string {
 <title>casemate: what a launch costs</title>
 <style>${style}</style>
 <h1>What a launch costs</h1>
-<p class="soft">casemate ${escape(results.machine.commit ?? '')} · ${escape(results.machine.processor ?? '')} · Linux
-${escape(results.machine.kernel ?? '')} · ${escape(results.machine.kvm ?? '')} · Node ${escape(results.machine.node ?? '')}
-· ${escape(results.machine.date ?? '')}</p>
+<p class="soft">casemate ${escapeText(results.machine.commit ?? '')} · ${escapeText(results.machine.processor ?? '')} · Linux
+${escapeText(results.machine.kernel ?? '')} · ${escapeText(results.machine.kvm ?? '')} · Node ${escapeText(results.machine.node ?? '')}
+· ${escapeText(results.machine.date ?? '')}</p>
 ${smoke}
 <div class="cards">${cards(results)}</div>
 <p>A launch begins with the call of <code>launch()</code>, <b>t0</b>. At <b>t1</b> the guest has run: its first call to

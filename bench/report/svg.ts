@@ -1,6 +1,6 @@
 /** The little of SVG that the charts need. Colours are classes: the page's style sheet has them, for light and dark. */
 
-export const escape = (text: string): string =>
+export const escapeText = (text: string): string =>
   text.replace(/[&<>"]/g, (sign) => ({ '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' })[sign] as string);
 
 /** An element; attributes that are undefined are left out. */
@@ -11,7 +11,7 @@ export function tag(
 ): string {
   const list = Object.entries(attributes)
     .filter(([, value]) => value !== undefined)
-    .map(([key, value]) => ` ${key}="${typeof value === 'number' ? round(value) : escape(value as string)}"`)
+    .map(([key, value]) => ` ${key}="${typeof value === 'number' ? round(value) : escapeText(value as string)}"`)
     .join('');
   return `<${name}${list}>${children.join('')}</${name}>`;
 }
@@ -25,7 +25,7 @@ export function text(
   kind = '',
   anchor: 'start' | 'middle' | 'end' = 'start',
 ): string {
-  return tag('text', { x, y, class: kind, 'text-anchor': anchor }, escape(words));
+  return tag('text', { x, y, class: kind, 'text-anchor': anchor }, escapeText(words));
 }
 
 export function line(x1: number, y1: number, x2: number, y2: number, kind: string): string {
@@ -37,7 +37,7 @@ export function box(x: number, y: number, width: number, height: number, kind: s
   return tag(
     'rect',
     { x, y, width: Math.max(width, 0.6), height, rx: 1.5, class: kind },
-    tag('title', {}, escape(hint)),
+    tag('title', {}, escapeText(hint)),
   );
 }
 

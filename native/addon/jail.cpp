@@ -6,6 +6,7 @@
 #include "addon/poll.hpp"
 #include "jail/landlock.hpp"
 #include "jail/launcher.hpp"
+#include "jail/process_state.hpp"
 #include "jail/seccomp.hpp"
 
 #include <cstring>
@@ -270,6 +271,22 @@ Napi::Value compile_seccomp(const Napi::CallbackInfo& info) {
                                           size * sizeof(sock_filter));
 }
 
+/// makeUserNamespace(uidMap, gidMap, denySetgroups, forbidNamespaces): a descriptor.
+Napi::Value make_user_namespace(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  jail::Host host;
+  check(env, host.open_proc());
+  auto stack =
+      take(env, sys::Mapping::map(64 * 1024, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS));
+  std::string users = info[0].As<Napi::String>();
+  std::string groups = info[1].As<Napi::String>();
+  jail::UserMaps maps{users, groups, info[2].ToBoolean(), info[3].ToBoolean()};
+  sys::Lock lock(jail::NotDumpable::mutex()); // the maps are ours to write only while dumpable
+  int fd =
+      take(env, jail::make_user_namespace(host.proc.get(), maps, {stack.data(), stack.size()}));
+  return Napi::Number::New(env, fd);
+}
+
 Napi::Value landlock_abi(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), jail::landlock_abi());
 }
@@ -279,6 +296,7 @@ Napi::Value landlock_abi(const Napi::CallbackInfo& info) {
 void init_jail(Napi::Env env, Napi::Object exports) {
   exports.Set("Launcher", LauncherObject::define(env));
   exports.Set("Child", Child::define(env));
+  exports.Set("makeUserNamespace", Napi::Function::New(env, make_user_namespace));
   exports.Set("compileSeccomp", Napi::Function::New(env, compile_seccomp));
   exports.Set("landlockAbi", Napi::Function::New(env, landlock_abi));
 }

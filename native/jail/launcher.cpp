@@ -336,7 +336,7 @@ void Launcher::fill_task(Task& task) {
     if (want_user) {
       Result<UserNamespace> made = [&] {
         Lock lock(NotDumpable::mutex());
-        return make_user_namespace(*host_, task.stack());
+        return make_monitor_user_namespace(*host_, task.stack());
       }();
       Lock lock(mutex_);
       if (made) {
@@ -364,7 +364,7 @@ Result<UserNamespace> Launcher::take_user_namespace(Task& task) {
     }
   }
   Lock lock(NotDumpable::mutex());
-  return make_user_namespace(*host_, task.stack());
+  return make_monitor_user_namespace(*host_, task.stack());
 }
 
 Result<int> Launcher::take_network_namespace(Task& task) {

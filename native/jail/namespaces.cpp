@@ -82,6 +82,8 @@ struct MapLine {
     text[size++] = '1';
   }
 
+  std::string_view view() const { return {text, size}; }
+
 private:
   void number(std::uint32_t value) {
     char digits[10];
@@ -94,12 +96,6 @@ private:
       text[size++] = digits[--count];
     }
   }
-};
-
-struct Maps {
-  MapLine user;
-  MapLine group;
-  bool deny_setgroups; // what a caller without CAP_SETGID must do first
 };
 
 /// The task whose only purpose is to be in the new user namespace while its maps
@@ -137,10 +133,11 @@ void hold(void* argument) {
   call(__NR_exit_group, 0);
 }
 
-Result<int> make_mapped_user_namespace(const Host& host, const Maps& maps, bool forbid_namespaces,
-                                       std::span<std::byte> stack) {
+} // namespace
+
+Result<int> make_user_namespace(int proc, const UserMaps& maps, std::span<std::byte> stack) {
   Holder holder;
-  holder.proc = host.proc.get();
+  holder.proc = proc;
   sys::CloneArguments arguments;
   arguments.flags = CLONE_VM | CLONE_FILES | CLONE_NEWUSER;
   arguments.stack = reinterpret_cast<std::uint64_t>(stack.data());
@@ -150,17 +147,16 @@ Result<int> make_mapped_user_namespace(const Host& host, const Maps& maps, bool 
     return check("clone3(CLONE_NEWUSER)", pid);
   }
   SysError error{};
-  int proc = host.proc.get();
   if (maps.deny_setgroups) {
     error = write_proc("write(setgroups)", proc, ProcPath(pid, "setgroups").text, "deny", 4);
   }
   if (!error) {
-    error = write_proc("write(gid_map)", proc, ProcPath(pid, "gid_map").text, maps.group.text,
-                       maps.group.size);
+    error = write_proc("write(gid_map)", proc, ProcPath(pid, "gid_map").text, maps.groups.data(),
+                       maps.groups.size());
   }
   if (!error) {
-    error = write_proc("write(uid_map)", proc, ProcPath(pid, "uid_map").text, maps.user.text,
-                       maps.user.size);
+    error = write_proc("write(uid_map)", proc, ProcPath(pid, "uid_map").text, maps.users.data(),
+                       maps.users.size());
   }
   Fd space;
   if (!error) {
@@ -168,7 +164,7 @@ Result<int> make_mapped_user_namespace(const Host& host, const Maps& maps, bool 
     error = check("open(/proc/pid/ns/user)", fd);
     space.reset(fd < 0 ? -1 : static_cast<int>(fd));
   }
-  holder.forbid_namespaces = forbid_namespaces && !error;
+  holder.forbid_namespaces = maps.forbid_namespaces && !error;
   holder.go.store(1, std::memory_order_release);
   sys::futex_wake(holder.go, 1);
   reap(pid);
@@ -177,6 +173,8 @@ Result<int> make_mapped_user_namespace(const Host& host, const Maps& maps, bool 
   }
   return error ? Result<int>(error) : Result<int>(space.release());
 }
+
+namespace {
 
 struct Lease {
   Fd fd;
@@ -307,7 +305,7 @@ Result<int> make_network_namespace(const Host& host, std::span<std::byte> stack)
                       : static_cast<int>(birth.fd);
 }
 
-Result<UserNamespace> make_user_namespace(Host& host, std::span<std::byte> stack) {
+Result<UserNamespace> make_monitor_user_namespace(Host& host, std::span<std::byte> stack) {
   UserNamespace made;
   Lease lease;
   if (!host.rootless) {
@@ -320,8 +318,10 @@ Result<UserNamespace> make_user_namespace(Host& host, std::span<std::byte> stack
     made.group_id = made.user_id;
   }
   // Rootless: 0 is the caller, in the launchers' own user namespace.
-  Maps maps{MapLine(inside_id, made.user_id), MapLine(inside_id, made.group_id), host.rootless};
-  Result<int> space = make_mapped_user_namespace(host, maps, true, stack);
+  const MapLine users(inside_id, made.user_id);
+  const MapLine groups(inside_id, made.group_id);
+  Result<int> space = make_user_namespace(
+      host.proc.get(), {users.view(), groups.view(), host.rootless, true}, stack);
   if (!space) {
     return space.error();
   }
@@ -331,8 +331,9 @@ Result<UserNamespace> make_user_namespace(Host& host, std::span<std::byte> stack
 }
 
 Result<int> make_launcher_user_namespace(const Host& host, std::span<std::byte> stack) {
-  Maps maps{MapLine(0, host.uid), MapLine(0, host.gid), true};
-  return make_mapped_user_namespace(host, maps, false, stack);
+  const MapLine users(0, host.uid);
+  const MapLine groups(0, host.gid);
+  return make_user_namespace(host.proc.get(), {users.view(), groups.view(), true, false}, stack);
 }
 
 } // namespace casemate::jail

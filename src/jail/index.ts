@@ -6,3 +6,4 @@ export type { Check, NamespaceKind, Plan, RlimitResource, Step, StepName } from 
 export * as steps from './steps.js';
 export { type SyscallName, syscallName, syscalls } from './syscalls.js';
 export { type RunStepsOptions, runSteps } from './thread.js';
+export { type IdMapping, type UserNamespaceOptions, userNamespace } from './user-namespace.js';

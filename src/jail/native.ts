@@ -6,6 +6,8 @@ export interface JailBinding {
   Child: NativeChildConstructor;
   /** The kernel's Landlock ABI, 0 where it has none. */
   landlockAbi(): number;
+  /** A descriptor; the maps are the texts of uid_map and gid_map. */
+  makeUserNamespace(uidMap: string, gidMap: string, denySetgroups: boolean, forbidNamespaces: boolean): number;
   /** Rules: [number], or [number, argument, ...values]. Null where they do not make a filter. */
   compileSeccomp(rules: readonly (readonly number[])[], refused: number): Uint8Array | null;
   /** Runs the child steps of a plan on a thread of its own; `keep` are names of /proc/<pid>/ns. */
