@@ -84,13 +84,22 @@ export function parseJail(options: unknown): Jail {
 
 function parseGiven(options: unknown): Jail {
   const known = ['profile', 'layers', 'hostname', 'networkNamespace', 'cgroup', 'selinux'] as const;
-  const given = object('options.jail', options, known);
-  const profile = oneOf('options.jail.profile', given.profile ?? 'strict', ['strict', 'custom']);
-  const changes = object('options.jail.layers', given.layers ?? {}, layerNames);
+  // Only what is undefined has a default: null is as wrong as any other value, and does not switch SELinux off.
+  const {
+    profile: kind = 'strict',
+    layers: changed = {},
+    hostname: host = 'casemate',
+    networkNamespace,
+    cgroup,
+    selinux = 'off',
+  } = object('options.jail', options, known);
+  const profile = oneOf('options.jail.profile', kind, ['strict', 'custom']);
+  const changes = object('options.jail.layers', changed, layerNames);
   const layers = Object.fromEntries(
     layerNames.map((name) => {
       const normal = offByDefault.has(name) ? 'off' : 'required';
-      const state = oneOf(`options.jail.layers.${name}`, changes[name] ?? normal, ['required', 'off']);
+      const { [name]: wanted = normal } = changes;
+      const state = oneOf(`options.jail.layers.${name}`, wanted, ['required', 'off']);
       if (profile === 'strict' && state === 'off' && normal === 'required') {
         throw new CasemateError('ERR_CASEMATE_INVALID_OPTION', `The strict profile requires the layer ${name}`, {
           step: `options.jail.layers.${name}`,
@@ -107,16 +116,16 @@ function parseGiven(options: unknown): Jail {
       remedy: `Require noNewPrivs, or switch ${name} off as well.`,
     });
   }
-  const hostname = string('options.jail.hostname', given.hostname ?? 'casemate');
+  const hostname = string('options.jail.hostname', host);
   if (hostname.length === 0 || Buffer.byteLength(hostname) > 64) {
     throw invalid('options.jail.hostname', 'a host name of 1 to 64 bytes', hostname);
   }
-  if (given.networkNamespace !== undefined && layers.networkNamespace === 'off') {
-    throw invalid('options.jail.networkNamespace', "no namespace, as the layer is 'off'", given.networkNamespace);
+  if (networkNamespace !== undefined && layers.networkNamespace === 'off') {
+    throw invalid('options.jail.networkNamespace', "no namespace, as the layer is 'off'", networkNamespace);
   }
-  const networkNamespaceFd = parseFd('options.jail.networkNamespace', given.networkNamespace);
-  const cgroupFd = parseFd('options.jail.cgroup', given.cgroup);
-  const selinuxContext = parseSelinux(given.selinux ?? 'off');
+  const networkNamespaceFd = parseFd('options.jail.networkNamespace', networkNamespace);
+  const cgroupFd = parseFd('options.jail.cgroup', cgroup);
+  const selinuxContext = parseSelinux(selinux);
   const key = JSON.stringify([
     layers,
     hostname,

@@ -103,6 +103,7 @@ function requireLibrary(): void {
   const reason = native.selinuxMissing();
   if (reason === null) return;
   throw selinuxError(`libselinux cannot be used: ${reason}`, {
+    step: 'libselinux',
     remedy: 'Install the package of libselinux.so.1 (Debian and Ubuntu: libselinux1).',
   });
 }
@@ -111,6 +112,7 @@ function requireEnabled(): void {
   requireLibrary();
   if (native.selinuxEnabled()) return;
   throw selinuxError('SELinux is not enabled on this host', {
+    step: 'selinux',
     remedy: 'Boot with security=selinux and a policy installed, or leave SELinux out of the options.',
   });
 }

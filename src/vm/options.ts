@@ -84,27 +84,41 @@ const maxArgumentsSize = 65536;
 
 /** Refuses bad options before anything is created. */
 export function parseOptions(options: unknown): ParsedOptions {
-  const given = object('options', options, known);
-  const name = string('options.name', given.name ?? 'guest');
-  const memoryMib = integer('options.memoryMib', given.memoryMib ?? 16, 8, 65536);
-  if (memoryMib % 2 !== 0) throw invalid('options.memoryMib', 'an even number (pages are of 2 MiB)', memoryMib);
-  const cpl = given.cpl ?? 3;
+  // Only what is undefined has a default: null is as wrong as any other value.
+  const {
+    guest,
+    format = 'auto',
+    args = [],
+    input,
+    memoryMib = 16,
+    cpl = 3,
+    console = 'pipe',
+    jail,
+    kvm,
+    startPaused = false,
+    name = 'guest',
+    timeoutMs,
+    startTimeoutMs = 10_000,
+    signal,
+  } = object('options', options, known);
+  const argv0 = string('options.name', name);
+  const size = integer('options.memoryMib', memoryMib, 8, 65536);
+  if (size % 2 !== 0) throw invalid('options.memoryMib', 'an even number (pages are of 2 MiB)', size);
   if (cpl !== 0 && cpl !== 3) throw invalid('options.cpl', '0 or 3', cpl);
   return {
-    guest: given.guest === undefined ? builtFile('casemate-guest-hello.elf') : parseFile('options.guest', given.guest),
-    format: oneOf('options.format', given.format ?? 'auto', ['auto', 'elf', 'flat']),
-    args: [name, ...parseArgs(given.args ?? [], name)],
-    input: given.input === undefined ? undefined : parseFile('options.input', given.input),
-    memoryMib,
+    guest: guest === undefined ? builtFile('casemate-guest-hello.elf') : parseFile('options.guest', guest),
+    format: oneOf('options.format', format, ['auto', 'elf', 'flat']),
+    args: [argv0, ...parseArgs(args, argv0)],
+    input: input === undefined ? undefined : parseFile('options.input', input),
+    memoryMib: size,
     cpl,
-    console: oneOf('options.console', given.console ?? 'pipe', ['pipe', 'ignore']) === 'pipe',
-    jail: parseJail(given.jail),
-    kvmFd:
-      given.kvm === undefined ? undefined : descriptor('options.kvm.fd', object('options.kvm', given.kvm, ['fd']).fd),
-    startPaused: boolean('options.startPaused', given.startPaused ?? false),
-    timeoutMs: given.timeoutMs === undefined ? undefined : integer('options.timeoutMs', given.timeoutMs, 1, maxDelayMs),
-    startTimeoutMs: integer('options.startTimeoutMs', given.startTimeoutMs ?? 10_000, 1, maxDelayMs),
-    signal: parseSignal(given.signal),
+    console: oneOf('options.console', console, ['pipe', 'ignore']) === 'pipe',
+    jail: parseJail(jail),
+    kvmFd: kvm === undefined ? undefined : descriptor('options.kvm.fd', object('options.kvm', kvm, ['fd']).fd),
+    startPaused: boolean('options.startPaused', startPaused),
+    timeoutMs: timeoutMs === undefined ? undefined : integer('options.timeoutMs', timeoutMs, 1, maxDelayMs),
+    startTimeoutMs: integer('options.startTimeoutMs', startTimeoutMs, 1, maxDelayMs),
+    signal: parseSignal(signal),
   };
 }
 

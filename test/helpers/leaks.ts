@@ -1,8 +1,7 @@
 import { readdirSync, readlinkSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { warmUp } from 'casemate';
-import { devNull } from '#lib/jail/launcher.js';
-import { kvmDevice } from '#lib/vm/kvm-device.js';
+import { devNull, poolsFilled } from '#lib/jail/launcher.js';
 import { has } from './index.js';
 import { childrenOf, descriptorsOf, ifThere, namespaceKinds, readProc, within } from './proc.js';
 
@@ -50,9 +49,9 @@ function difference(before: Holdings, after: Holdings): string[] {
 
 /** What a Node keeps that has launched once: its pools, full, and the two devices that it opens once. */
 async function settled(): Promise<void> {
-  await warmUp();
+  if (has('kvm')) return warmUp();
   devNull();
-  if (has('kvm')) kvmDevice(undefined);
+  await poolsFilled();
 }
 
 /**
