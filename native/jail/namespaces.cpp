@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <linux/sched.h>
+#include <sys/stat.h>
 #include <utility>
 
 namespace casemate::jail {
@@ -245,12 +246,12 @@ SysError enter_prepared_mount_namespace(const Host& host) {
     return root.error();
   }
   Fd root_mount(root.value());
-  long file = call(__NR_openat, root_mount.get(), monitor_path + 1,
-                   O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0);
-  if (file < 0) {
-    return check("open(monitor's mount point)", file);
+  // Not opened for it: a child of another launch, cloned meanwhile, would hold a copy of a
+  // descriptor that can write until its execve, and the root could not become read-only (EBUSY).
+  if (SysError error = check("mknod(monitor's mount point)",
+                             call(__NR_mknodat, root_mount.get(), monitor_path + 1, S_IFREG, 0))) {
+    return error;
   }
-  call(__NR_close, file);
   if (SysError error = check("move_mount(monitor)",
                              call(__NR_move_mount, monitor_mount.get(), "", root_mount.get(),
                                   monitor_path + 1, MOVE_MOUNT_F_EMPTY_PATH))) {

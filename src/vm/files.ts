@@ -1,4 +1,4 @@
-import { fstatSync } from 'node:fs';
+import { fstatSync, readSync } from 'node:fs';
 import { CasemateError, isSystemError } from '../errors.js';
 import { native } from '../native.js';
 import type { FileSource } from './options.js';
@@ -50,7 +50,10 @@ export class LaunchFiles {
 /** In bytes; -1 for what is no regular file. */
 function sizeOf(fd: number): number {
   const stat = fstatSync(fd);
-  return stat.isFile() ? stat.size : -1;
+  if (!stat.isFile()) return -1;
+  // One that is open only for writing would otherwise fail in the monitor, with everything already created.
+  readSync(fd, new Uint8Array(1), 0, 1, 0);
+  return stat.size;
 }
 
 function wrap<T>(option: string, name: string, call: () => T): T {

@@ -1,5 +1,5 @@
 import { constants, fstatSync, openSync } from 'node:fs';
-import { CasemateError, isSystemError, type SystemErrorCause } from '../errors.js';
+import { CasemateError, isSystemError, type SystemErrorCause, wrapSystemError } from '../errors.js';
 import { decodeCpuid, encodeCpuid, guestCpuid } from '../kvm/cpuid.js';
 import { native } from '../native.js';
 
@@ -38,6 +38,10 @@ function openKvm(): number {
   }
 }
 
+const kvmRemedy =
+  'Switch virtualization on in the firmware, load kvm_intel or kvm_amd, or use a machine or a cloud instance ' +
+  'with (nested) virtualization; in a container pass --device /dev/kvm.';
+
 /** What it means that `/dev/kvm` cannot be opened. */
 export function kvmOpenError(cause: SystemErrorCause): CasemateError {
   if (cause.code === 'EACCES' || cause.code === 'EPERM') {
@@ -49,9 +53,7 @@ export function kvmOpenError(cause: SystemErrorCause): CasemateError {
   }
   return new CasemateError('ERR_CASEMATE_KVM_UNAVAILABLE', `${path} cannot be opened: ${cause.message}`, {
     step: path,
-    remedy:
-      'Switch virtualization on in the firmware, load kvm_intel or kvm_amd, or use a machine or a cloud instance ' +
-      'with (nested) virtualization; in a container pass --device /dev/kvm.',
+    remedy: kvmRemedy,
     cause,
   });
 }
@@ -61,7 +63,12 @@ let table: Uint8Array | undefined;
 /** The CPUID table of a guest's one vCPU: asking KVM takes 350 µs, so it is asked once. */
 export function cpuidTable(kvm: number): Uint8Array {
   if (table === undefined) {
-    const supported = decodeCpuid(native.kvmSupportedCpuid(kvm));
+    // Also the first thing that a /dev/kvm without KVM behind it cannot answer.
+    const answer = wrapSystemError('ERR_CASEMATE_KVM_UNAVAILABLE', () => native.kvmSupportedCpuid(kvm), {
+      step: path,
+      remedy: kvmRemedy,
+    });
+    const supported = decodeCpuid(answer);
     // Without the head of struct kvm_cpuid2: the configuration has its own count.
     table = encodeCpuid(guestCpuid(supported, { vcpu: 0, vcpus: 1 })).subarray(8);
   }

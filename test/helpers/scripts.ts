@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { basename } from 'node:path';
 import { text } from 'node:stream/consumers';
+import { wire } from '#lib/vm/wire.js';
 import { root } from './index.js';
 import { ifThere, isAlive, within } from './proc.js';
 
@@ -63,7 +64,12 @@ export async function script(source: string, meanwhile?: (child: ChildProcess) =
   return { code, signal, told, errors };
 }
 
-/** Monitors whose Node is gone. */
+/** Whether a monitor runs a guest of this build; where it cannot be read, whoever launched it, it is taken for one. */
+function isOurs(pid: number): boolean {
+  return ifThere(() => readlinkSync(`/proc/${pid}/fd/${wire.descriptors.guest}`))?.startsWith(root) ?? true;
+}
+
+/** Monitors whose Node is gone; another checkout's tests, which may run meanwhile, have their own. */
 function orphans(): number[] {
   return readdirSync('/proc')
     .map(Number)
@@ -72,7 +78,7 @@ function orphans(): number[] {
       const [, name, parent] = /^\d+ \((.*)\) \S (\d+)/.exec(stat ?? '') ?? [];
       if (name !== 'casemate-vmm') return false;
       const program = ifThere(() => readlinkSync(`/proc/${parent}/exe`)) ?? '';
-      return basename(program) !== basename(process.execPath);
+      return basename(program) !== basename(process.execPath) && isOurs(pid);
     });
 }
 

@@ -310,7 +310,9 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   t.is<number, number>(wire.configureSize, c('sizeof casemate_configure'));
   t.is<number, number>(wire.maxCpuid, c('CASEMATE_MAX_CPUID'));
   t.is<number, number>(wire.maxArgumentsSize, c('CASEMATE_MAX_ARGUMENTS_SIZE'));
-  t.true(wire.configureSize + wire.maxCpuid * 40 + wire.maxArgumentsSize <= c('CASEMATE_MAX_MESSAGE'));
+  t.is<number, number>(wire.cpuidEntrySize, c('sizeof kvm_cpuid_entry2'));
+  const largest = wire.configureSize + wire.maxCpuid * wire.cpuidEntrySize + wire.maxArgumentsSize;
+  t.true(largest <= c('CASEMATE_MAX_MESSAGE'));
   const stamps = [
     'MAIN',
     'CONFIGURED',
@@ -379,7 +381,9 @@ withCompiler("a monitor's messages are read as the structs of wire.h", (t) => {
   }
   const doorbell = message('doorbell', 'DOORBELL');
   const stamps = stampNames.map((_, index) => BigInt(1000 + index));
-  stamps.forEach((stamp, index) => doorbell.writeBigUInt64LE(stamp, c('casemate_doorbell.stamps') + 8 * index));
+  for (const [index, stamp] of stamps.entries()) {
+    doorbell.writeBigUInt64LE(stamp, c('casemate_doorbell.stamps') + 8 * index);
+  }
   t.deepEqual(decoded(doorbell), { type: 'doorbell', stamps: BigUint64Array.from(stamps) });
 
   const fields = { vector: 14, error_code: 6, address: 0xdead0000n, at: 99n, has_registers: 1 };
@@ -539,46 +543,28 @@ test('encodePlan refuses a plan that makes no sense', (t) => {
 });
 
 /**
- * A Node that hands the launcher every plan that differs from a good one in one 32-bit word, and every beginning of
- * it. Whatever such a plan does, it does to namespaces of this Node's own, and it ends with the monitor, which ends at
- * once where it has no control socket.
+ * Plans handed to the launcher of a Node of their own. Whatever they do, they do to namespaces of that Node, and what
+ * they start is the monitor, which ends at once where it has no control socket.
  */
-const hostile = `
+const attempting = `
   import { openSync } from 'node:fs';
   import { encodePlan, steps } from 'casemate/jail';
   import { launcher, reaped } from '#lib/jail/launcher.js';
   import { stages } from '#lib/jail/native.js';
-  const allow = Buffer.from('06000000 0000ff7f'.replace(' ', ''), 'hex');
-  const good = Buffer.from(encodePlan({
-    clone: ['mnt', 'uts', 'ipc', 'pid'],
-    descriptors: ['null', 'namespace'],
-    steps: [
-      steps.socketPair('seqpacket', 'theirs', 'ours'),
-      steps.pooled('user', 'user', 'lease'),
-      steps.setns('namespace', 'ipc'),
-      steps.hostname('jail'),
-      steps.rlimit('core', 0),
-      steps.session(),
-      steps.umask(0o77),
-      steps.descriptors({ null: [0, 1, 2], lease: 9 }),
-      steps.chdir('/'),
-      steps.setns('user', 'user'),
-      steps.ids(1000, 1000),
-      steps.dropBounding(),
-      steps.capabilities(),
-      steps.noNewPrivs(),
-      steps.seccomp(allow),
-      steps.exec('/casemate-vmm', ['a', 'b'], ['c=d']),
-    ],
-    check: ['ids'],
-  }).bytes);
+  const allow = Buffer.from('060000000000ff7f', 'hex');
   const given = [openSync('/dev/null', 'r+'), openSync('/proc/self/ns/ipc', 'r')];
-  const on = launcher();
-  const count = { refused: 0, none: 0, failed: 0, untyped: 0 };
-  async function attempt(plan) {
+  const clone = ['mnt', 'uts', 'ipc', 'pid'];
+  const encode = (list, check = []) =>
+    Buffer.from(encodePlan({ clone, descriptors: ['null', 'namespace'], steps: list, check }).bytes);
+  const monitor = steps.exec('/casemate-vmm', ['a', 'b'], ['c=d']);
+  const count = { plans: 0, refused: 0, none: 0, failed: 0, untyped: 0 };
+  /** Whether the launcher takes it. */
+  async function attempt(plan, descriptors = given) {
+    count.plans += 1;
     const outcome = await new Promise((resolve) => {
       try {
-        on.launch(plan, given, { deadline: process.hrtime.bigint() + 10_000_000_000n }, resolve);
+        const deadline = process.hrtime.bigint() + 10_000_000_000n;
+        launcher().launch(plan, descriptors, { deadline }, resolve);
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
         resolve(undefined);
@@ -595,6 +581,39 @@ const hostile = `
     else count.untyped += 1;
     return true;
   }
+  /** Replaces each 32-bit word between two places by others. */
+  async function corrupt(good, from, to) {
+    for (let at = from; at < to; at += 4) {
+      for (const value of [0, 1, 0x7fffffff, 0x80000000, 0xffffffff, good.readUInt32LE(at) ^ 8]) {
+        const bad = Buffer.from(good);
+        bad.writeUInt32LE(value >>> 0, at);
+        await attempt(bad);
+      }
+    }
+  }
+`;
+
+/** Every beginning of a good plan, and every plan that differs from it in one 32-bit word. */
+const hostile = `
+  ${attempting}
+  const good = encode([
+    steps.socketPair('seqpacket', 'theirs', 'ours'),
+    steps.pooled('user', 'user', 'lease'),
+    steps.setns('namespace', 'ipc'),
+    steps.hostname('jail'),
+    steps.rlimit('core', 0),
+    steps.session(),
+    steps.umask(0o77),
+    steps.descriptors({ null: [0, 1, 2], lease: 9 }),
+    steps.chdir('/'),
+    steps.setns('user', 'user'),
+    steps.ids(1000, 1000),
+    steps.dropBounding(),
+    steps.capabilities(),
+    steps.noNewPrivs(),
+    steps.seccomp(allow),
+    monitor,
+  ], ['ids']);
   const launchedWhole = await attempt(good);
   let launchedShort = 0;
   for (let size = 0; size < good.length; size += 1) {
@@ -604,28 +623,99 @@ const hostile = `
     short.writeUInt32LE(size, 8); // and lying about it
     if (await attempt(short)) launchedShort += 1;
   }
-  const short = { ...count };
-  for (let at = 0; at < good.length; at += 4) {
-    for (const value of [0, 1, 0x7fffffff, 0x80000000, 0xffffffff, good.readUInt32LE(at) ^ 8]) {
-      const bad = Buffer.from(good);
-      bad.writeUInt32LE(value >>> 0, at);
-      await attempt(bad);
-    }
+  await corrupt(good, 0, good.length);
+  tell({ launchedWhole, launchedShort, ...count });
+`;
+
+/** The steps that are not in that plan, each in one of its own whose head is good. */
+const others = `
+  ${attempting}
+  const launcherSteps = [steps.execLabel('a:b:c:s0'), steps.socketLabel('a:b:c:s0'), steps.pooled('net', 'net')];
+  const childSteps = [
+    steps.unshare('net', 'time'),
+    steps.mount({ source: 'none', target: '/', type: 'tmpfs', flags: 2, data: 'size=4k' }),
+    steps.umount('/', 2),
+    steps.pivotRoot('/'),
+    steps.mountSetattr({ target: '/', set: 1, propagation: 0x40000, recursive: true }),
+    steps.moveMount('null', '/'),
+    steps.mkdir('/made'),
+    steps.checkCwd(),
+    steps.domainname('jail'),
+    steps.keyring(),
+    steps.coreScheduling(),
+    steps.securebits(1),
+    steps.landlock(),
+    steps.parentDeath(9),
+  ];
+  const lists = [...launcherSteps, ...childSteps];
+  let taken = 0;
+  for (const step of lists) {
+    const good = encode([step, monitor]);
+    if (await attempt(good)) taken += 1;
+    await corrupt(good, 40, 40 + good.readUInt32LE(44));
   }
-  const plans = 1 + 2 * good.length - 12 + 6 * (good.length / 4);
-  tell({ launchedWhole, launchedShort, plans, ...count });
+  tell({ ops: lists.map(({ op }) => op), taken, ...count });
+`;
+
+/** The largest plans that encodePlan makes, and what is larger by one. */
+const bounds = `
+  ${attempting}
+  const patched = (plan, at, value) => {
+    const bytes = Buffer.from(plan);
+    bytes.writeUInt32LE(value, at);
+    return bytes;
+  };
+  const session = encode([steps.session()]).subarray(40);
+  const full = (before) => [...before, ...Array.from({ length: 95 - before.length }, steps.session), monitor];
+  const list = encode(full([]));
+  const longer = patched(patched(Buffer.concat([list.subarray(0, 40), session, list.subarray(40)]), 8, list.length + 8), 16, 97);
+  const strings = encode([steps.exec('/casemate-vmm', Array(512).fill('a'), Array(512).fill('b=c'))]);
+  const numbers = encode([steps.descriptors({ null: [0, 1, 1023] }), monitor]);
+  const filter = encode([steps.noNewPrivs(), steps.seccomp(Buffer.concat(Array(4096).fill(allow))), monitor]);
+  const taken = [];
+  for (const plan of [list, strings, numbers, filter]) taken.push(await attempt(plan));
+  taken.push(await attempt(list, Array(24).fill(given[0])));
+  const larger = [
+    longer,
+    patched(patched(strings, 48, 513), 52, 511),
+    patched(patched(strings, 48, 511), 52, 513),
+    patched(numbers, 56 + 2 * 8 + 4, 1024),
+    patched(filter, 48 + 12, 4097),
+  ];
+  for (const plan of larger) await attempt(plan);
+  await attempt(list, Array(25).fill(given[0]));
+  tell({ taken, larger: larger.length + 1, ...count });
 `;
 
 const withLauncher = requires('root');
 
+type Told = Readonly<Record<'plans' | 'refused' | 'none' | 'failed' | 'untyped', number>>;
+
+const inNamespaces = <T>(script: string): Promise<T & Told> =>
+  tellsOf(script, { through: ['unshare', '--mount', '--uts', '--ipc', '--net', '--cgroup'] });
+
 withLauncher('a truncated or corrupted plan is refused, or fails as any launch does', async (t) => {
-  const through = ['unshare', '--mount', '--uts', '--ipc', '--net', '--cgroup'];
-  const told = await tellsOf<Record<string, number | boolean>>(hostile, { through });
+  const told = await inNamespaces<{ launchedWhole: boolean; launchedShort: number }>(hostile);
   t.true(told.launchedWhole, 'the plan that it started from');
   t.is(told.launchedShort, 0);
   t.is(told.untyped, 0);
-  const { refused, none, failed, plans } = told as Record<string, number>;
-  t.is(Number(refused) + Number(none) + Number(failed), Number(plans));
-  t.true(Number(none) > 1 && Number(failed) > 1, 'some of them are plans too');
-  t.log(told);
+  t.is(told.refused + told.none + told.failed, told.plans);
+  t.true(told.none > 1 && told.failed > 1, 'some of them are plans too');
+});
+
+withLauncher('a corrupted step of any kind is refused, or fails as any launch does', async (t) => {
+  const told = await inNamespaces<{ ops: string[]; taken: number }>(others);
+  const ops = new Set([...told.ops, ...[...hostile.matchAll(/\bsteps\.(\w+)\(/g)].map(([, op]) => op)]);
+  t.deepEqual([...ops].sort(), Object.keys(planFormat.operations).sort(), 'here or in the plan above');
+  t.is(told.taken, told.ops.length);
+  t.is(told.untyped, 0);
+  t.is(told.refused + told.none + told.failed, told.plans);
+  t.true(told.none > 1 && told.failed > 1, 'some of them are plans too');
+});
+
+withLauncher('the launcher takes the largest plans that encodePlan makes, and none larger', async (t) => {
+  const told = await inNamespaces<{ taken: boolean[]; larger: number }>(bounds);
+  t.deepEqual(told.taken, Array(5).fill(true));
+  t.is(told.refused, told.larger);
+  t.is(told.untyped, 0);
 });

@@ -14,7 +14,17 @@ import {
 } from 'node:fs';
 import { hostname, tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
-import { type NamespaceKind, runSteps, type Step, type StepName, spawn, steps } from 'casemate/jail';
+import {
+  type NamespaceKind,
+  runSteps,
+  type Step,
+  type StepName,
+  type SyscallName,
+  seccompFilter,
+  spawn,
+  steps,
+  syscalls,
+} from 'casemate/jail';
 import { fsmount } from 'casemate/system';
 import { requires } from '../helpers/index.js';
 import { leaks } from '../helpers/leaks.js';
@@ -36,6 +46,7 @@ import { type ReportOptions, reportPlan, run, spawnReport } from './spawned.js';
 
 const { serial: test } = requires('root', 'gcc');
 const { serial: testWithCgroup } = requires('root', 'gcc', 'cgroup');
+const { serial: testWithoutSelinux } = requires('root', 'gcc', 'noSelinux');
 const { serial: testAsUser } = requires('root', 'userns', 'setpriv');
 
 const MS_BIND = 0x1000;
@@ -288,6 +299,15 @@ test('keyring gives it a session keyring that nobody else has', async (t) => {
   t.is(new Set(serials).size, 3, serials.join());
 });
 
+test('coreScheduling works, or says that this kernel has none', async (t) => {
+  const started = await spawnReport([steps.coreScheduling()]).catch((error) => error);
+  if (started instanceof Error) {
+    t.like(started, { code: 'ERR_CASEMATE_LAYER_UNAVAILABLE', step: 'coreScheduling' });
+    return;
+  }
+  t.deepEqual(await started.end(), { code: 7, signal: null });
+});
+
 test('descriptors arrive at their numbers, whatever numbers they had', async (t) => {
   const where = folder(t);
   const names = ['a', 'b', 'c', 'd'];
@@ -295,7 +315,9 @@ test('descriptors arrive at their numbers, whatever numbers they had', async (t)
     writeFileSync(join(where, name), name);
     return openSync(join(where, name), 'r');
   });
-  t.teardown(() => fds.forEach((fd) => closeSync(fd)));
+  t.teardown(() => {
+    for (const fd of fds) closeSync(fd);
+  });
   const [a = 0, b = 0, c = 0, d = 0] = fds;
   // In a circle, one of them twice, one onto itself, and one to the last number there is.
   const map = { null: [0, 1, 2], theirs: 3, a: [b, 1000], b: c, c: [a, 1023], d };
@@ -446,6 +468,22 @@ test('a seccomp filter is on', async (t) => {
   t.is(started.report.hostname, 'EOPNOTSUPP');
 });
 
+test('a filter of seccompFilter refuses what it does not allow: by name, by argument, with an error or a signal', async (t) => {
+  const [PR_GET_DUMPABLE, PR_GET_PDEATHSIG] = [3, 2];
+  const names = Object.keys(syscalls) as SyscallName[];
+  const allowed = names.filter((name) => name !== 'uname' && name !== 'prctl');
+  const rules = [...allowed, { syscall: 'prctl', argument: 0, values: [PR_GET_DUMPABLE, PR_GET_PDEATHSIG] }] as const;
+  await using started = await spawnReport([steps.seccomp(seccompFilter(rules, 'errno'))]);
+  t.is(statusOf(started.pid).Seccomp, '2');
+  t.is(started.report.hostname, 'EPERM');
+  t.is(started.report.dumpable, 1);
+  t.is(started.report.securebits, -1, 'PR_GET_SECUREBITS is not among the values');
+  for (const action of ['killProcess', 'trap'] as const) {
+    const killed = await run(reportPlan([steps.seccomp(seccompFilter(rules, action))]));
+    t.deepEqual(await killed.exited, { code: null, signal: 31 }, action);
+  }
+});
+
 test('parentDeath names the signal, and changing ids clears it', async (t) => {
   await using started = await spawnReport([steps.parentDeath(15)]);
   t.is(started.report.parentDeath, 15);
@@ -510,8 +548,14 @@ test('a plan that makes no sense starts nothing', async (t) => {
   t.deepEqual(left, []);
 });
 
+/** Steps of the launcher's, which no filter reaches, and the one step that cannot fail. */
+type Unfiltered = 'execLabel' | 'socketLabel' | 'socketPair' | 'pooled' | 'umask';
+
 /** The system calls of each step (asm/unistd_64.h), to be refused by a filter before it. */
-const callsOf: Partial<Record<StepName, { step: Step; calls: readonly number[]; options?: ReportOptions }>> = {
+const callsOf: Record<
+  Exclude<StepName, Unfiltered>,
+  { step: Step; calls: readonly number[]; options?: ReportOptions }
+> = {
   setns: { step: steps.setns('null', 'net'), calls: [308] },
   unshare: { step: steps.unshare('net'), calls: [272] },
   mount: { step: steps.mount({ target: '/' }), calls: [165] },
@@ -553,6 +597,17 @@ test('a step that the kernel refuses fails the launch with its name and errno, a
       t.truthy((error as { syscall?: string }).syscall, name);
       t.truthy((error as { remedy?: string }).remedy, name);
       t.is(childrenOf('self').length, before, `${name} left a process`);
+    }
+  });
+  t.deepEqual(left, []);
+});
+
+testWithoutSelinux('labels are refused where there is no SELinux, and nothing is left', async (t) => {
+  const left = await leaks(async () => {
+    for (const step of [steps.execLabel('a:b:c:s0'), steps.socketLabel('a:b:c:s0')]) {
+      const error = await t.throwsAsync(run(reportPlan([step])), { code: 'ERR_CASEMATE_SELINUX' });
+      t.like(error, { step: step.op });
+      t.truthy((error as { remedy?: string }).remedy, step.op);
     }
   });
   t.deepEqual(left, []);

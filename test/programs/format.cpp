@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdio>
+#include <linux/kvm.h>
 #include <linux/sched.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -190,6 +191,7 @@ int main() {
   CONSTANT(CASEMATE_CONFIGURE_NO_NEW_PRIVS);
   CONSTANT(CASEMATE_CONFIGURE_PARENT_DEATH);
   CONSTANT(CASEMATE_CONFIGURE_PAUSED);
+  SIZE(kvm_cpuid_entry2);
   CONSTANT(CASEMATE_MAX_CPUID);
   CONSTANT(CASEMATE_MAX_ARGUMENTS_SIZE);
   CONSTANT(CASEMATE_MAX_MESSAGE);
