@@ -1,6 +1,7 @@
 /** What the numbers are held against: ratios within one run. */
+import { quantile } from '#lib/cli/statistics.js';
 import type { Metric, Results } from './results.js';
-import { type Estimate, estimate, type Measure, ratio, type Statistic } from './stats.js';
+import { type Estimate, estimate, type Measure, ratio, type Statistic, valuesOf } from './stats.js';
 
 /** A number of a subject. */
 export interface Reference {
@@ -91,11 +92,16 @@ export const targets: readonly Target[] = [
   },
 ];
 
-/** What a run says about a target. `'close'`: the interval of the number contains the limit. */
-export type Verdict = 'holds' | 'close' | 'misses';
+/**
+ * What a run says about a target. `'close'`: it holds, but the interval of the number contains the limit. `'unsure'`:
+ * the machine was busy, and the fastest launches say otherwise than the median.
+ */
+export type Verdict = 'holds' | 'close' | 'misses' | 'unsure';
 
 export interface Judgement {
   readonly target: Target;
+  /** The same of the fastest tenth of the launches: what a machine with nothing else to do says of a median. */
+  readonly undisturbed: number | undefined;
   /** undefined where it was not measured; `why` then says so. */
   readonly found: Estimate | undefined;
   readonly verdict: Verdict | undefined;
@@ -115,11 +121,29 @@ function judge(results: Results, target: Target): Judgement {
     (name) => name !== undefined && (results.subjects[name]?.trials.length ?? 0) === 0,
   );
   const why = missing && `${missing}: ${results.subjects[missing]?.skipped ?? 'not measured'}`;
-  if (plain === undefined) return { target, found: undefined, verdict: undefined, why };
+  if (plain === undefined) return { target, undisturbed: undefined, found: undefined, verdict: undefined, why };
+  const medians = upper.statistic === 0.5 && lower?.statistic === 0.5;
+  const fastest = medians ? ratio({ ...upper, statistic: 0.1 }, { ...lower, statistic: 0.1 })?.value : undefined;
   const found = { value: plain.value / times, low: plain.low / times, high: plain.high / times };
   const close = found.low <= target.limit && found.high > target.limit;
-  const verdict = found.value > target.limit ? 'misses' : close ? 'close' : 'holds';
-  return { target, found, verdict, why };
+  const misses = found.value > target.limit;
+  const unsure = fastest !== undefined && fastest > target.limit !== misses && disturbed(results) !== undefined;
+  const verdict = unsure ? 'unsure' : misses ? 'misses' : close ? 'close' : 'holds';
+  return { target, undisturbed: fastest, found, verdict, why };
+}
+
+/**
+ * What is to be said of a run whose machine had other things to do. Where nothing else runs, the floor's median is
+ * 1.1 × the time of its fastest tenth.
+ */
+export function disturbed({ subjects }: Results): string | undefined {
+  const times = valuesOf(subjects.floor?.trials ?? [], 't1');
+  const found = quantile(times, 0.5) / quantile(times, 0.1);
+  if (!(found >= 1.5)) return undefined;
+  return (
+    `The machine was busy with something else: the median of the floor is ${found.toFixed(1)} × that of its fastest ` +
+    'tenth. Read the ratios of the fastest tenth, or measure again.'
+  );
 }
 
 /** Holds a run against all targets. */

@@ -312,7 +312,7 @@ vmTest('bench measures launches and shows their steps', async (t) => {
   const { code, stdout, stderr } = await casemate(['bench', '--launches', '3', '--memory', '32']);
   t.is(code, 0, stderr);
   t.regex(stdout.toString(), /^3 launches, µs +least +p50/);
-  t.regex(stdout.toString(), /^monitor +createVm +\d+ +\d+ +\d+ +█/m);
+  t.regex(stdout.toString(), /^monitor +createVm +\d+ +\d+ +\d+ +[█▏▎▍▌▋▊▉]/m);
 });
 
 vmTest('bench --json prints one object', async (t) => {

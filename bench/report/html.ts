@@ -3,7 +3,7 @@ import { quantile } from '#lib/cli/statistics.js';
 import { onPath } from '#lib/cli/steps.js';
 import { metrics, type Results } from '../results.js';
 import { valuesOf } from '../stats.js';
-import { type Judgement, judgeAll, type Verdict } from '../targets.js';
+import { disturbed, type Judgement, judgeAll, type Verdict } from '../targets.js';
 import { httpChart, memoryChart, percentileChart, stepChart, targetChart, timelineChart } from './charts.js';
 import { number, quantity } from './format.js';
 import { rowsOf, type StepQuantile, stepQuantiles } from './rows.js';
@@ -35,9 +35,9 @@ svg .on { fill: #fff; } svg .off { fill: var(--soft); }
 rect.node { fill: var(--node); } rect.launcher { fill: var(--launcher); } rect.child { fill: var(--child); }
 rect.monitor { fill: var(--monitor); } rect.floor { fill: var(--floor); } rect.beside { fill-opacity: .22; }
 circle.verdict { stroke: none; } line.verdict { stroke-width: 3; stroke-opacity: .45; }
-.verdict.holds { fill: var(--good); stroke: var(--good); } .verdict.close { fill: var(--fair); stroke: var(--fair); }
+.verdict.holds { fill: var(--good); stroke: var(--good); } .verdict.close, .verdict.unsure { fill: var(--fair); stroke: var(--fair); }
 .verdict.misses { fill: var(--bad); stroke: var(--bad); }
-td.holds { color: var(--good); } td.close { color: var(--fair); } td.misses { color: var(--bad); font-weight: 600; }
+td.holds { color: var(--good); } td.close, td.unsure { color: var(--fair); } td.misses { color: var(--bad); font-weight: 600; }
 .curve { fill: none; stroke-width: 2; }
 ${[
   'var(--monitor)',
@@ -88,11 +88,12 @@ function heldBy({ subjects }: Results, { target, verdict }: Judgement): string {
 function targetRows(results: Results): string {
   return judgeAll(results)
     .map((judgement) => {
-      const { target, found, verdict, why } = judgement;
+      const { target, undisturbed, found, verdict, why } = judgement;
+      const fastest = undisturbed === undefined ? '' : number(undisturbed);
       const cells =
         found === undefined
-          ? `<td class="r">–</td><td></td><td class="r">≤ ${number(target.limit)}</td><td class="soft">not measured: ${escapeText(why ?? '')}</td>`
-          : `<td class="r">${number(found.value)}</td><td class="r soft">${number(found.low)} – ${number(found.high)}</td>` +
+          ? `<td class="r">–</td><td></td><td></td><td class="r">≤ ${number(target.limit)}</td><td class="soft">not measured: ${escapeText(why ?? '')}</td>`
+          : `<td class="r">${number(found.value)}</td><td class="r soft">${number(found.low)} – ${number(found.high)}</td><td class="r soft">${fastest}</td>` +
             `<td class="r">≤ ${number(target.limit)}</td><td class="${verdict}">${verdicts[verdict as Verdict]}</td>`;
       return `<tr><td>${escapeText(target.title)}</td>${cells}<td class="soft">${escapeText(heldBy(results, judgement))}</td></tr>`;
     })
@@ -139,15 +140,17 @@ function section(title: string, words: string, chart: string, caption = ''): str
   return `<h2>${title}</h2>\n<p>${words}</p>\n<figure>${chart}${under}</figure>`;
 }
 
+const paragraph = (words: string | undefined): string => (words === undefined ? '' : `<p><b>${words}</b></p>`);
+
 /** The whole page. */
 export function renderPage(results: Results): string {
   const measured = stepQuantiles(results.subjects.launch).length > 0;
   const machine = Object.entries(results.machine)
     .map(([name, what]) => `<tr><th>${escapeText(name)}</th><td>${escapeText(what)}</td></tr>`)
     .join('\n');
-  const smoke = results.smoke
+  const warning = results.smoke
     ? '<p><b>A smoke run:</b> it shows that everything works. Its numbers mean nothing.</p>'
-    : '';
+    : paragraph(disturbed(results));
   return `<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -158,7 +161,7 @@ export function renderPage(results: Results): string {
 <p class="soft">casemate ${escapeText(results.machine.commit ?? '')} · ${escapeText(results.machine.processor ?? '')} · Linux
 ${escapeText(results.machine.kernel ?? '')} · ${escapeText(results.machine.kvm ?? '')} · Node ${escapeText(results.machine.node ?? '')}
 · ${escapeText(results.machine.date ?? '')}</p>
-${smoke}
+${warning}
 <div class="cards">${cards(results)}</div>
 <p>A launch begins with the call of <code>launch()</code>, <b>t0</b>. At <b>t1</b> the guest has run: its first call to
 its machine has reached the monitor. At <b>t2</b> the promise resolves, and the program in Node goes on. In between a
@@ -185,7 +188,7 @@ ${section(
   targetChart(results),
 )}
 <table><tr><th>ratio of medians, where nothing else is said</th><th class="r">found</th><th class="r">95 %</th>
-<th class="r">target</th><th></th><th>where the time is</th></tr>
+<th class="r">fastest tenth</th><th class="r">target</th><th></th><th>where the time is</th></tr>
 ${targetRows(results)}
 </table>
 ${section(

@@ -2,7 +2,7 @@
 import { columns } from '#lib/cli/format.js';
 import { onPath } from '#lib/cli/steps.js';
 import { metrics, type Results } from '../results.js';
-import { type Judgement, judgeAll, type Verdict } from '../targets.js';
+import { disturbed, type Judgement, judgeAll, type Verdict } from '../targets.js';
 import { number, quantity } from './format.js';
 import { type Row, rowsOf, stepQuantiles } from './rows.js';
 
@@ -10,6 +10,7 @@ export const verdicts: Readonly<Record<Verdict, string>> = {
   holds: 'holds',
   close: 'holds, within noise',
   misses: 'MISSES',
+  unsure: 'unsure, on a busy machine',
 };
 
 function rowCells({ metric, unit, summary, toFloor }: Row): string[] {
@@ -18,10 +19,18 @@ function rowCells({ metric, unit, summary, toFloor }: Row): string[] {
   return [`  ${metrics[metric].title}`, ...numbers, String(n), toFloor === undefined ? '' : number(toFloor.value)];
 }
 
-function targetCells({ target, found, verdict, why }: Judgement): string[] {
-  if (found === undefined) return [target.title, '–', '', `≤ ${number(target.limit)}`, `not measured (${why})`];
+function targetCells({ target, undisturbed, found, verdict, why }: Judgement): string[] {
+  if (found === undefined) return [target.title, '–', '', '', `≤ ${number(target.limit)}`, `not measured (${why})`];
   const interval = `${number(found.low)} – ${number(found.high)}`;
-  return [target.title, number(found.value), interval, `≤ ${number(target.limit)}`, verdicts[verdict as Verdict]];
+  const fastest = undisturbed === undefined ? '' : number(undisturbed);
+  return [
+    target.title,
+    number(found.value),
+    interval,
+    fastest,
+    `≤ ${number(target.limit)}`,
+    verdicts[verdict as Verdict],
+  ];
 }
 
 /** The steps of launches beside those of the floor, medians. */
@@ -56,6 +65,7 @@ export function renderTable(results: Results): string {
   ).map((line, index) => (lines[index]?.length === 1 ? (lines[index]?.[0] as string) : line));
   const machine = Object.entries(results.machine).map(([name, what]) => [name, what]);
   const judgements = judgeAll(results);
+  const warning = disturbed(results);
   return [
     ...heading('The machine'),
     ...columns(machine),
@@ -65,9 +75,13 @@ export function renderTable(results: Results): string {
     ...stepLines(results),
     ...heading('Targets'),
     ...columns(
-      [['p50 where nothing else is said', 'found', '95 %', 'target', ''], ...judgements.map(targetCells)],
-      [1, 2],
+      [
+        ['p50 where nothing else is said', 'found', '95 %', 'fastest tenth', 'target', ''],
+        ...judgements.map(targetCells),
+      ],
+      [1, 2, 3],
     ),
+    ...(warning === undefined || results.smoke ? [] : ['', warning]),
     ...(results.smoke ? ['', 'A smoke run: it shows that everything works. Its numbers mean nothing.'] : []),
     '',
   ].join('\n');

@@ -18,9 +18,10 @@ let known: Caller | undefined;
 
 function readCallerOnce(): Caller {
   const { admin, uid, uidMap } = readCaller('/');
-  const rootless = !admin;
   const gid = process.getegid?.() ?? uid;
-  return { rootless, uid, gid, userIds: rootless ? { first: 0, count: 0 } : userIdRange(uidMap) };
+  const userIds = admin ? userIdRange(uidMap) : { first: 0, count: 0 };
+  // Root of a user namespace with no user but itself has none to give away: it launches as any other user does.
+  return { rootless: userIds.count === 0, uid, gid, userIds };
 }
 
 /** Namespaces of each kind kept ready, and launches worked on at once. */

@@ -132,11 +132,9 @@ async function awaitDoorbell(
   // It may have been aborted where nobody listened: between the launcher's answer and now, or by a subscriber of ours.
   if (signal?.aborted) onAbort();
   const elapsedMs = Number(process.hrtime.bigint() - t0) / 1e6;
-  const startLimit = setTimeout(() => vm.end({ reason: 'timeout' }), options.startTimeoutMs - elapsedMs);
-  const lifeLimit =
-    options.timeoutMs === undefined
-      ? undefined
-      : setTimeout(() => vm.end({ reason: 'timeout' }), options.timeoutMs - elapsedMs);
+  const endAfter = (ms: number) => setTimeout(() => vm.end({ reason: 'timeout' }), Math.max(1, ms - elapsedMs));
+  const startLimit = endAfter(options.startTimeoutMs);
+  const lifeLimit = options.timeoutMs === undefined ? undefined : endAfter(options.timeoutMs);
   vm.exited.then(() => {
     clearTimeout(lifeLimit);
     signal?.removeEventListener('abort', onAbort);

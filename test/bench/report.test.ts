@@ -24,6 +24,14 @@ test('a target holds, misses, or was not measured', (t) => {
   t.like(judged(run({ floor: skipped, launch: floor })), { verdict: undefined, why: 'floor: needs root' });
 });
 
+test('on a busy machine a median that the fastest launches gainsay is no proof', (t) => {
+  const rounds = Array.from({ length: 20 }, () => [100, 100, 400, 400, 400]);
+  const slower = rounds.map(() => [130, 130, 200, 200, 200]);
+  const results = run({ floor: subject('t1', rounds), launch: subject('t1', slower) });
+  t.is(judged(results).verdict, 'unsure');
+  t.regex(renderTable(results), /The machine was busy/);
+});
+
 test('100 at once are held against the CPU time of one, spread over the processors', (t) => {
   const results = run({
     'burst-100': subject('t2', [[100_000_000]]),

@@ -12,8 +12,8 @@ export interface NodeOptions {
   uid?: number;
   /** A program that starts it: `['unshare', '--mount']`. */
   through?: readonly string[];
-  /** Descriptors that it finds at 3, 4... */
-  descriptors?: readonly number[];
+  /** Descriptors that it finds at 3, 4..., or nothing there. */
+  descriptors?: readonly (number | 'ignore')[];
   /** Arguments, at process.argv[1]... */
   args?: readonly string[];
 }

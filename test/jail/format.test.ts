@@ -687,6 +687,54 @@ const bounds = `
   tell({ taken, larger: larger.length + 1, ...count });
 `;
 
+/** Plans that must be refused for what they say: strings without an end, and slots that hold nothing or something. */
+const lying = `
+  ${attempting}
+  const taken = [];
+  const offer = async (what, plan) => {
+    if (await attempt(plan)) taken.push(what);
+  };
+  const withStrings = [
+    steps.execLabel('STRING'),
+    steps.socketLabel('STRING'),
+    steps.hostname('STRING'),
+    steps.domainname('STRING'),
+    steps.mount({ source: 'STRING', target: '/', type: 'tmpfs', data: 'size=4k' }),
+    steps.umount('STRING'),
+    steps.pivotRoot('STRING'),
+    steps.mountSetattr({ target: 'STRING' }),
+    steps.moveMount('null', 'STRING'),
+    steps.mkdir('STRING'),
+    steps.chdir('STRING'),
+    steps.exec('STRING', ['a'], ['b=c']),
+  ];
+  for (const step of withStrings) {
+    const endless = encode(step.op === 'exec' ? [step] : [step, monitor]);
+    const end = 40 + endless.readUInt32LE(44);
+    for (let at = endless.indexOf('STRING'); at < end; at += 1) if (endless[at] === 0) endless[at] = 0x78;
+    await offer(step.op + ' without an end', endless);
+  }
+  const slots = [
+    [steps.setns('namespace', 'ipc'), 48, [2, 23, 24, 0xffffffff]],
+    [steps.moveMount('null', '/'), 48, [2, 23, 24, 0xffffffff]],
+    [steps.descriptors({ null: 0 }), 56, [2, 23, 24, 0xffffffff]],
+    [steps.socketPair('stream', 'a', 'b'), 52, [0, 1, 3, 24, 0xffffffff]],
+    [steps.socketPair('stream', 'a', 'b'), 56, [0, 1, 2, 24, 0xffffffff]],
+    [steps.pooled('net', 'a'), 52, [0, 1, 24, 0xffffffff]],
+    [steps.pooled('user', 'a', 'b'), 56, [0, 1, 2, 24]],
+    [steps.pooled('net', 'a'), 56, [3]],
+    [steps.session(), 20, [2, 23, 24, 0xfffffffe]],
+  ];
+  for (const [step, at, values] of slots) {
+    for (const value of values) {
+      const plan = encode([step, monitor]);
+      plan.writeUInt32LE(value, at);
+      await offer(step.op + ' with ' + value + ' at ' + at, plan);
+    }
+  }
+  tell({ taken, ...count });
+`;
+
 const withLauncher = requires('root');
 
 type Told = Readonly<Record<'plans' | 'refused' | 'none' | 'failed' | 'untyped', number>>;
@@ -718,4 +766,11 @@ withLauncher('the launcher takes the largest plans that encodePlan makes, and no
   t.deepEqual(told.taken, Array(5).fill(true));
   t.is(told.refused, told.larger);
   t.is(told.untyped, 0);
+});
+
+withLauncher('a plan with an endless string, or a slot that is not what the step needs, is refused', async (t) => {
+  const told = await inNamespaces<{ taken: string[] }>(lying);
+  t.deepEqual(told.taken, []);
+  t.true(told.refused > 40);
+  t.is(told.refused, told.plans);
 });

@@ -227,44 +227,60 @@ testWithPrograms('a given network namespace is the one that it is in', async (t)
   }
 });
 
-/** A Node with a VM, that closes its control socket when told. The control socket is the one of type SOCK_SEQPACKET. */
+/**
+ * A Node with a VM. When told, it closes its control socket, the one of type SOCK_SEQPACKET, or lends it to a program
+ * that outlives it.
+ */
 const holding = (guest: Uint8Array) => `
-  import { launch } from 'casemate';
+  import { spawn } from 'node:child_process';
   import { closeSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+  import { createInterface } from 'node:readline';
+  import { launch } from 'casemate';
   const vm = await launch({ guest: ${asScript(guest)} });
   const packets = readFileSync('/proc/net/unix', 'utf8').split('\\n').map((line) => line.trim().split(/ +/));
   const inodes = packets.filter(([, , , , type]) => type === '0005').map((fields) => 'socket:[' + fields[6] + ']');
   const control = readdirSync('/proc/self/fd').filter((fd) => {
     try { return inodes.includes(readlinkSync('/proc/self/fd/' + fd)); } catch { return false; }
-  });
+  }).map(Number);
   tell({ pid: vm.pid, control });
-  process.stdin.once('data', () => closeSync(Number(control[0])));
+  createInterface({ input: process.stdin }).on('line', (wish) => {
+    if (wish === 'close it') closeSync(control[0]);
+    else tell(spawn('sleep', ['60'], { stdio: ['ignore', 'ignore', 'ignore', control[0]], detached: true }).pid);
+  });
   setInterval(() => {}, 1000);
 `;
 
 interface Holding {
   pid: number;
-  control: string[];
+  control: number[];
 }
 
 for (const [name, guest] of Object.entries({ waiting, spinning })) {
   test(`a monitor whose guest is ${name} dies with a Node that is killed`, async (t) => {
     const node = new OtherNode(holding(guest));
-    const { pid } = await node.told<Holding>();
+    t.teardown(() => node.kill());
+    const { pid, control } = await node.told<Holding>();
+    t.is(control.length, 1);
+    // While somebody else has its control socket open, nothing but PDEATHSIG tells the monitor.
+    node.process.stdin?.write('lend it\n');
+    const keeper = await node.told<number>();
+    t.teardown(() => process.kill(keeper, 'SIGKILL'));
+    t.true(await within(1000, () => descriptorsOf(keeper).get(3)?.startsWith('socket:') ?? false));
     t.true(isAlive(pid));
     await node.kill();
     t.true(await within(1000, () => !isAlive(pid)));
+    t.true(isAlive(keeper));
   });
 
   test(`a monitor whose guest is ${name} ends when its control socket is closed`, async (t) => {
     const node = new OtherNode(holding(guest));
+    t.teardown(() => node.kill());
     const { pid, control } = await node.told<Holding>();
     t.is(control.length, 1);
     t.true(isAlive(pid));
     node.process.stdin?.write('close it\n');
     t.true(await within(1000, () => !isAlive(pid)));
     t.true(isAlive(node.pid));
-    await node.kill();
   });
 }
 

@@ -310,7 +310,7 @@ test('coreScheduling works, or says that this kernel has none', async (t) => {
 
 test('descriptors arrive at their numbers, whatever numbers they had', async (t) => {
   const where = folder(t);
-  const names = ['a', 'b', 'c', 'd'];
+  const names = Array.from({ length: 18 }, (_, index) => `file${index}`);
   const fds = names.map((name) => {
     writeFileSync(join(where, name), name);
     return openSync(join(where, name), 'r');
@@ -318,52 +318,60 @@ test('descriptors arrive at their numbers, whatever numbers they had', async (t)
   t.teardown(() => {
     for (const fd of fds) closeSync(fd);
   });
-  const [a = 0, b = 0, c = 0, d = 0] = fds;
-  // In a circle, one of them twice, one onto itself, and one to the last number there is.
-  const map = { null: [0, 1, 2], theirs: 3, a: [b, 1000], b: c, c: [a, 1023], d };
+  // The launcher's copies have the lowest free numbers. These very numbers are the targets, in reverse: each dup3(2)
+  // would close a copy that is still to come. One goes to a second number, the last that there is.
+  const open = descriptorsOf('self');
+  const free = Array.from({ length: 1024 }, (_, number) => number).filter((number) => number > 3 && !open.has(number));
+  const numbers = names.map((_, index) => free[names.length - 1 - index] ?? -1);
+  const [first = ''] = names;
+  const targets = Object.fromEntries(names.map((name, index) => [name, numbers[index] ?? -1]));
+  const map = { null: [0, 1, 2], theirs: 3, ...targets, [first]: [targets[first] ?? -1, 1023] };
   const descriptors = Object.fromEntries(names.map((name, index) => [name, fds[index] ?? -1]));
   await using started = await spawnReport([steps.descriptors(map)], { descriptors });
-  const inode = (fd: number) => fstatSync(fd).ino;
   const found = new Map(started.report.descriptors.map(({ fd, inode }) => [fd, inode]));
-  const expected = new Map([
-    [b, inode(a)],
-    [1000, inode(a)],
-    [c, inode(b)],
-    [a, inode(c)],
-    [1023, inode(c)],
-    [d, inode(d)],
-  ]);
-  for (const [fd, inode] of expected) t.is(found.get(fd), inode, String(fd));
-  t.is(found.size, 4 + expected.size, 'and no other');
+  const inodes = fds.map((fd) => fstatSync(fd).ino);
+  t.deepEqual(
+    numbers.map((number) => found.get(number)),
+    inodes,
+  );
+  t.is(found.get(1023), inodes[0]);
+  t.is(found.size, 4 + names.length + 1, 'and no other');
   t.true(started.report.descriptors.every(({ closeOnExec }) => closeOnExec === 0));
-  t.is(inode(a), fstatSync(a).ino, 'ours are where they were');
+  t.deepEqual(
+    names.map((name) => statSync(join(where, name)).ino),
+    inodes,
+    'ours are what they were',
+  );
 });
 
 test('a descriptor without close-on-exec does not get through', async (t) => {
-  // What a Node inherits itself has none.
+  // Node marks what it inherits up to the first gap above 15: one behind that gap stays as it came.
   const script = `
-    import { openSync, closeSync } from 'node:fs';
-    import { spawn, steps } from 'casemate/jail';
+    import { openSync, readFileSync } from 'node:fs';
     import { Socket } from 'node:net';
-    const nothing = openSync('/dev/null', 'r+');
-    const child = await spawn(
-      {
-        clone: [], descriptors: ['null'], check: [],
-        steps: [steps.socketPair('stream', 'theirs', 'ours'), steps.descriptors({ null: 0, theirs: 9 }), steps.exec(process.argv[1], ['report', '9'])],
-      },
-      { descriptors: { null: nothing } },
-    );
+    import { spawn, steps } from 'casemate/jail';
+    const flags = /^flags:\\s+(\\d+)$/m.exec(readFileSync('/proc/self/fdinfo/40', 'utf8'))[1];
+    const list = [
+      steps.socketPair('stream', 'theirs', 'ours'),
+      steps.descriptors({ null: 0, theirs: 9 }),
+      steps.exec(process.argv[1], ['report', '9']),
+    ];
+    const descriptors = { null: openSync('/dev/null', 'r+') };
+    const child = await spawn({ clone: [], descriptors: ['null'], steps: list, check: [] }, { descriptors });
     const socket = new Socket({ fd: child.takeDescriptor('ours') });
     let text = '';
     socket.on('data', (chunk) => {
       text += chunk;
       if (!text.endsWith('\\n')) return;
-      tell(JSON.parse(text).descriptors.map(({ fd }) => fd));
+      const closeOnExec = (parseInt(flags, 8) & 0o2000000) !== 0;
+      tell({ closeOnExec, descriptors: JSON.parse(text).descriptors.map(({ fd }) => fd) });
       socket.end();
     });
   `;
   await withDescriptors({ inherited: '/dev/zero' }, async ({ inherited = -1 }) => {
-    t.deepEqual(await tellsOf(script, { descriptors: [inherited], args: [program('report')] }), [0, 9]);
+    const gap = Array<'ignore'>(37).fill('ignore');
+    const told = await tellsOf(script, { descriptors: [...gap, inherited], args: [program('report')] });
+    t.deepEqual(told, { closeOnExec: false, descriptors: [0, 9] });
   });
 });
 

@@ -100,6 +100,16 @@ test('guest and input arrive from memory, from a path and from a descriptor', as
   closeSync(descriptors.input.fd);
 });
 
+test("a descriptor is its caller's again as soon as launch() has been called", async (t) => {
+  const fd = openSync(guest('exit'), 'r');
+  const launched = run({ guest: { fd }, args: ['8'] });
+  closeSync(fd);
+  // Most likely under the same number: the launcher would find another file there.
+  const other = openSync('/dev/null', 'r');
+  t.deepEqual((await launched).exit, { reason: 'exit', code: 8 });
+  closeSync(other);
+});
+
 test('an input that does not fit into the memory is refused', async (t) => {
   const options = { guest: guest('sum'), memoryMib: 8, input: new Uint8Array(2 ** 20) };
   t.regex((await refused(t, options, 'ERR_CASEMATE_GUEST_IMAGE')).message, /do not fit/);
