@@ -1,7 +1,9 @@
 /** What changed between two runs, beyond noise. */
 import { columns } from '#lib/cli/format.js';
+import { quantile } from '#lib/cli/statistics.js';
 import { type Metric, metrics, type Results } from '../results.js';
 import { change, type Estimate, type Measure, valuesOf } from '../stats.js';
+import { disturbed } from '../targets.js';
 import { quantity } from './format.js';
 import { rowsOf } from './rows.js';
 
@@ -10,7 +12,7 @@ export interface Change {
   readonly metric: Metric;
   readonly before: number;
   readonly after: number;
-  /** The median after, of the median before; what changed in the floor is divided out of times. */
+  /** The one after, of the one before; what changed in the floor is divided out of times. */
   readonly ratio: Estimate;
   readonly beyondNoise: boolean;
 }
@@ -18,31 +20,47 @@ export interface Change {
 /** Less than this is not worth a word, however sure it is. */
 const worthIt = 0.02;
 
-const median = (results: Results, subject: string, metric: Metric): Measure => ({
+/**
+ * What stands for a row: its median; on a machine that was busy in one of the runs the fastest tenth, for the medians of
+ * that run speak of what else ran.
+ */
+function chooseStatistic(before: Results, after: Results): number {
+  return (disturbed(before) ?? disturbed(after)) === undefined ? 0.5 : 0.1;
+}
+
+const measureOf = (results: Results, subject: string, metric: Metric, statistic: number): Measure => ({
   subject: results.subjects[subject] ?? { title: subject, family: '', trials: [] },
   metric,
-  statistic: 0.5,
+  statistic,
 });
 
 /** The machine's own measure of a run: what its floor takes. */
-function yardstick(before: Results, after: Results): { before: Measure; after: Measure } | undefined {
+function yardstick(
+  before: Results,
+  after: Results,
+  statistic: number,
+): { before: Measure; after: Measure } | undefined {
   const both = [before, after].every(({ subjects }) => valuesOf(subjects.floor?.trials ?? [], 't1').length > 0);
-  return both ? { before: median(before, 'floor', 't1'), after: median(after, 'floor', 't1') } : undefined;
+  return both
+    ? { before: measureOf(before, 'floor', 't1', statistic), after: measureOf(after, 'floor', 't1', statistic) }
+    : undefined;
 }
 
 /** A change for each row that both runs have. */
 export function changesOf(before: Results, after: Results): Change[] {
-  const yard = yardstick(before, after);
-  const old = new Map(rowsOf(before).map((row) => [`${row.subject} ${row.metric}`, row]));
-  return rowsOf(after).flatMap(({ subject, metric, unit, summary }): Change[] => {
-    const row = old.get(`${subject} ${metric}`);
-    if (row === undefined || row.summary.p50 === 0) return [];
+  const statistic = chooseStatistic(before, after);
+  const yard = yardstick(before, after, statistic);
+  const numberOf = (results: Results, subject: string, metric: Metric) =>
+    quantile(valuesOf(results.subjects[subject]?.trials ?? [], metric), statistic);
+  return rowsOf(after).flatMap(({ subject, metric, unit }): Change[] => {
+    const numbers = { before: numberOf(before, subject, metric), after: numberOf(after, subject, metric) };
+    if (!(numbers.before > 0)) return [];
     const divided = unit === 'ns' && subject !== 'floor' ? yard : undefined;
-    const ratio = change(median(before, subject, metric), median(after, subject, metric), divided);
+    const [old, now] = [before, after].map((results) => measureOf(results, subject, metric, statistic));
+    const ratio = change(old as Measure, now as Measure, divided);
     if (ratio === undefined) return [];
     const sure = ratio.low > 1 || ratio.high < 1;
-    const beyondNoise = sure && Math.abs(ratio.value - 1) >= worthIt;
-    return [{ subject, metric, before: row.summary.p50, after: summary.p50, ratio, beyondNoise }];
+    return [{ subject, metric, ...numbers, ratio, beyondNoise: sure && Math.abs(ratio.value - 1) >= worthIt }];
   });
 }
 
@@ -61,15 +79,22 @@ export function renderComparison(before: Results, after: Results): string {
   const differing = Object.keys({ ...before.machine, ...after.machine }).filter(
     (name) => name !== 'date' && name !== 'load' && before.machine[name] !== after.machine[name],
   );
-  const table = columns([['p50', 'before', 'after', 'change', '99 %'], ...beyond.map(cells)], [1, 2, 3, 4]);
+  const medians = chooseStatistic(before, after) === 0.5;
+  const table = columns(
+    [[medians ? 'p50' : 'fastest tenth', 'before', 'after', 'change', '99 %'], ...beyond.map(cells)],
+    [1, 2, 3, 4],
+  );
   return [
     ...differing.map((name) => `${name}: ${before.machine[name]} → ${after.machine[name]}`),
     ...(differing.length > 0 ? [''] : []),
     ...(beyond.length > 0 ? table : ['Nothing changed beyond noise.']),
     '',
-    `${beyond.length} of ${changes.length} medians changed beyond noise: the 99 % interval of their ratio (bootstrap over`,
+    `${beyond.length} of ${changes.length} rows changed beyond noise: the 99 % interval of their ratio (bootstrap over`,
     'processes) does not contain 1, and the change is of 2 % or more. Of 100 that did not change one is expected here.',
-    yardstick(before, after) === undefined
+    ...(medians
+      ? []
+      : ['The machine was busy in one of the runs: the fastest tenth stands for each row, not the median.']),
+    yardstick(before, after, 0.5) === undefined
       ? 'A run without the floor: a change of the machine is a change of every time.'
       : 'From every time but its own, what changed in the floor is divided out: that is the machine, not the code.',
     '',

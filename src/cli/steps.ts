@@ -60,7 +60,7 @@ export function momentsOf({ t0, t1, steps }: Timeline): Moment[] {
     const end = Number(at - t0);
     // All the while before, Node waits.
     if (name === 'resolve') return { place: where, name, start: Number(t1 - t0), end };
-    // The end of this one is the launcher's: it has been woken. The monitor has long been running.
+    // Its end is when the launcher has been woken; the monitor goes on meanwhile.
     if (where === 'child' && name === 'exec') return { place: 'launcher', name: 'vfork', start: end - durationNs, end };
     // From the call of execve, whether or not the launcher has been woken before the monitor's first instruction.
     if (where === 'monitor' && name === 'exec' && called !== undefined) {

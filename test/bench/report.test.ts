@@ -56,7 +56,7 @@ test('a comparison names what changed beyond noise, and nothing else', (t) => {
   const text = renderComparison(before, { ...after, machine: { ...after.machine, kernel: '6.19' } });
   t.regex(text, /^kernel: 6\.18 → 6\.19$/m);
   t.regex(text, /launch: t0 → t1 +\d+ µs +\d+ µs +\+\d/);
-  t.regex(text, /^1 of 3 medians changed beyond noise/m);
+  t.regex(text, /^1 of 3 rows changed beyond noise/m);
   t.regex(renderComparison(before, before), /Nothing changed beyond noise/);
 });
 

@@ -1,6 +1,6 @@
 /** Scripts in Node processes of their own, looked at from outside: how they end, and what they leave. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { basename } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { wire } from '#lib/vm/wire.js';
@@ -17,11 +17,14 @@ import { launch, warmUp } from 'casemate';
 import { guest } from '${new URL('guests.js', import.meta.url)}';
 import { childrenOf, descriptorsOf, isAlive, within } from '${new URL('proc.js', import.meta.url)}';
 const tell = (value) => process.stdout.write(JSON.stringify(value) + '\\n');
-const holdings = () => ({
-  descriptors: descriptorsOf('self').size,
-  children: childrenOf('self').length,
-  threads: readdirSync('/proc/self/task').length,
-});
+function holdings() {
+  const held = { children: childrenOf('self').length, threads: readdirSync('/proc/self/task').length };
+  for (const target of descriptorsOf('self').values()) {
+    const kind = target.replace(/:\\[\\d+\\]$/, '');
+    held[kind] = (held[kind] ?? 0) + 1;
+  }
+  return held;
+}
 /** What doing something once more adds to what this process holds. */
 async function added(body) {
   await body();
@@ -38,7 +41,7 @@ async function added(body) {
   let more;
   await within(2000, () => {
     const after = Object.entries(holdings());
-    more = after.filter(([what, count]) => count > before[what]).map(([what, count]) => count - before[what] + ' ' + what);
+    more = after.map(([what, count]) => [what, count - (before[what] ?? 0)]).filter(([, extra]) => extra > 0);
     return more.length === 0;
   });
   return more;
