@@ -198,7 +198,7 @@ function run([program, ...args]: readonly string[]): Promise<Ended> {
     cwd: folder,
     env: { ...process.env, PATH: `${join(folder, 'node_modules/.bin')}:${process.env.PATH}` },
     stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: 60_000,
+    timeout: 180_000,
     killSignal: 'SIGKILL',
   });
   let stdout = '';

@@ -70,7 +70,7 @@ export async function leaks(body: () => unknown): Promise<string[]> {
   await body();
   await settled();
   let left: string[] = [];
-  await within(2000, () => {
+  await within(10_000, () => {
     left = difference(before, holdings());
     return left.length === 0;
   });

@@ -39,7 +39,7 @@ async function added(body) {
   await body();
   await warmUp();
   let more;
-  await within(2000, () => {
+  await within(10_000, () => {
     const after = Object.entries(holdings());
     more = after.map(([what, count]) => [what, count - (before[what] ?? 0)]).filter(([, extra]) => extra > 0);
     return more.length === 0;
@@ -61,7 +61,7 @@ export async function script(source: string, meanwhile?: (child: ChildProcess) =
   const child = spawn(process.execPath, ['--input-type=module', '-e', prelude + source], {
     cwd: root,
     stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: 60_000,
+    timeout: 180_000,
     killSignal: 'SIGKILL',
   });
   meanwhile?.(child);
@@ -95,9 +95,9 @@ function orphans(): number[] {
     });
 }
 
-/** Waits, a second at most, until the monitors of Nodes that are gone are gone too; those that are not. */
+/** Waits, ten seconds at most, until the monitors of Nodes that are gone are gone too; those that are not. */
 export async function orphansLeft(): Promise<number[]> {
   const found = orphans();
-  await within(1000, () => !found.some(isAlive));
+  await within(10_000, () => !found.some(isAlive));
   return found.filter(isAlive);
 }

@@ -265,10 +265,10 @@ for (const [name, guest] of Object.entries({ waiting, spinning })) {
     node.process.stdin?.write('lend it\n');
     const keeper = await node.told<number>();
     t.teardown(() => process.kill(keeper, 'SIGKILL'));
-    t.true(await within(1000, () => descriptorsOf(keeper).get(3)?.startsWith('socket:') ?? false));
+    t.true(await within(10_000, () => descriptorsOf(keeper).get(3)?.startsWith('socket:') ?? false));
     t.true(isAlive(pid));
     await node.kill();
-    t.true(await within(1000, () => !isAlive(pid)));
+    t.true(await within(10_000, () => !isAlive(pid)));
     t.true(isAlive(keeper));
   });
 
@@ -279,7 +279,7 @@ for (const [name, guest] of Object.entries({ waiting, spinning })) {
     t.is(control.length, 1);
     t.true(isAlive(pid));
     node.process.stdin?.write('close it\n');
-    t.true(await within(1000, () => !isAlive(pid)));
+    t.true(await within(10_000, () => !isAlive(pid)));
     t.true(isAlive(node.pid));
   });
 }

@@ -33,7 +33,7 @@ async function run(script: string): Promise<{ code: number | null; signal: strin
   const child = spawn(process.execPath, ['--expose-gc', '--input-type=module', '-e', prelude + script], {
     cwd: root,
     stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: 60_000,
+    timeout: 180_000,
     killSignal: 'SIGKILL',
   });
   const exit = new Promise<[number | null, string | null]>((resolve) => child.on('close', (...args) => resolve(args)));

@@ -150,7 +150,7 @@ const ranFor = (vm: Vm) => Number(readProc(vm.pid, 'schedstat').split(' ')[0]);
 
 /** Whether the monitor, once it sleeps, is not on a processor for a while. */
 async function standsStill(vm: Vm): Promise<boolean> {
-  if (!(await within(5000, () => / S /.test(readProc(vm.pid, 'stat'))))) return false;
+  if (!(await within(10_000, () => / S /.test(readProc(vm.pid, 'stat'))))) return false;
   const before = ranFor(vm);
   await delay(50);
   return ranFor(vm) === before;
@@ -158,7 +158,7 @@ async function standsStill(vm: Vm): Promise<boolean> {
 
 async function runsOn(vm: Vm): Promise<boolean> {
   const before = ranFor(vm);
-  return within(5000, () => ranFor(vm) > before);
+  return within(10_000, () => ranFor(vm) > before);
 }
 
 const closed = { instanceOf: CasemateError, code: 'ERR_CASEMATE_CLOSED' } as const;

@@ -56,7 +56,7 @@ test.serial('a worker terminated while its VMs run takes them along, and nobody 
         const pids = await said(worker);
         if (!pids.every(isAlive)) throw new Error('they do not run');
         await worker.terminate();
-        if (!(await within(1000, () => !pids.some(isAlive)))) throw new Error('they still run');
+        if (!(await within(10_000, () => !pids.some(isAlive)))) throw new Error('they still run');
       }
     });
     tell(more);
@@ -129,7 +129,7 @@ test.serial('a worker that ends by process.exit(), or by an error, takes its VMs
         // Not said(): messages and errors come by two ports, and the error may overtake what was posted before it.
         const pids = await new Promise((resolve) => worker.once('message', resolve));
         tell(await exited);
-        if (!(await within(1000, () => !pids.some(isAlive)))) throw new Error('they still run');
+        if (!(await within(10_000, () => !pids.some(isAlive)))) throw new Error('they still run');
       }
     }));
   `);
