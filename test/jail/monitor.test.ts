@@ -394,7 +394,8 @@ test('nothing is left of VMs that ended, whichever way', async (t) => {
     done.console.end('x');
     t.deepEqual(await done.exited, { reason: 'exit', code: 0 });
     done.console.destroy();
-    const alone = await launch({ guest: waiting, console: 'ignore' });
+    // One that does not end by itself, as one that reads would without a console.
+    const alone = await launch({ guest: spinning, console: 'ignore' });
     process.kill(alone.pid, 'SIGKILL');
     await alone.exited;
   });
