@@ -157,15 +157,18 @@ void Child::keep_alive(const Napi::CallbackInfo& info) {
   }
 }
 
-/// takeDescriptor(slot): our end of a socket pair of the plan; the caller owns it now.
+/// takeDescriptor(slot): the caller owns it now; -1 where there is none.
 Napi::Value Child::take_descriptor(const Napi::CallbackInfo& info) {
-  std::uint32_t slot = info[0].As<Napi::Number>();
+  return Napi::Number::New(info.Env(), take(info[0].As<Napi::Number>()).release());
+}
+
+sys::Fd Child::take(std::uint32_t slot) {
   for (auto& [number, fd] : parts_.others) {
-    if (number == slot && fd) {
-      return Napi::Number::New(info.Env(), fd.release());
+    if (number == slot) {
+      return std::move(fd);
     }
   }
-  return Napi::Number::New(info.Env(), -1);
+  return {};
 }
 
 } // namespace casemate::addon

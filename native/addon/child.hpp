@@ -33,6 +33,9 @@ public:
 
   explicit Child(const Napi::CallbackInfo& info);
 
+  /// Our end of a socket pair of the plan; none where it was taken already.
+  sys::Fd take(std::uint32_t slot);
+
 private:
   static Parts parts_of(const Napi::CallbackInfo& info);
 

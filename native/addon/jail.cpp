@@ -2,8 +2,10 @@
 // are checked here, before anything exists; outcomes leave as numbers and buffers.
 #include "addon/child.hpp"
 #include "addon/errors.hpp"
+#include "addon/file.hpp"
 #include "addon/module.hpp"
 #include "addon/poll.hpp"
+#include "addon/stream.hpp"
 #include "jail/landlock.hpp"
 #include "jail/launcher.hpp"
 #include "jail/process_state.hpp"
@@ -120,12 +122,7 @@ private:
     launch.given = descriptors.Length();
     std::fill(std::begin(launch.slots), std::end(launch.slots), -1);
     for (std::uint32_t i = 0; i < launch.given; ++i) {
-      // Copies: the caller may close his, and their numbers be given to other files, before
-      // the child has taken them over. One that cannot be copied fails in the step that
-      // needs it, which can say what it was for.
-      int number = descriptors.Get(i).As<Napi::Number>();
-      flight->given.emplace_back(
-          static_cast<int>(sys::call(__NR_fcntl, number, F_DUPFD_CLOEXEC, 3)));
+      flight->given.push_back(given(descriptors.Get(i)));
       launch.slots[i] = flight->given.back().get();
     }
     launch.in_host_mounts = options.Get("inHostMounts").ToBoolean();
@@ -149,6 +146,17 @@ private:
     }
     launcher_->submit(&launch);
     return Napi::Number::New(env, id);
+  }
+
+  /// A file of a launch's own, or a copy of a descriptor: the caller may close his, and its
+  /// number be given to another file, before the child has taken it over. One that cannot
+  /// be copied fails in the step that needs it, which can say what it was for.
+  static sys::Fd given(const Napi::Value& value) {
+    if (value.IsObject()) {
+      return File::Unwrap(value.As<Napi::Object>())->take();
+    }
+    int number = value.As<Napi::Number>();
+    return sys::Fd(static_cast<int>(sys::call(__NR_fcntl, number, F_DUPFD_CLOEXEC, 3)));
   }
 
   /// cancel(id): a launch that still waits for its monitor gives up; its callback comes all the
@@ -296,6 +304,8 @@ Napi::Value landlock_abi(const Napi::CallbackInfo& info) {
 void init_jail(Napi::Env env, Napi::Object exports) {
   exports.Set("Launcher", LauncherObject::define(env));
   exports.Set("Child", Child::define(env));
+  exports.Set("File", File::define(env));
+  exports.Set("Stream", Stream::define(env));
   exports.Set("makeUserNamespace", Napi::Function::New(env, make_user_namespace));
   exports.Set("compileSeccomp", Napi::Function::New(env, compile_seccomp));
   exports.Set("landlockAbi", Napi::Function::New(env, landlock_abi));

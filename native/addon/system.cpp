@@ -1,6 +1,7 @@
 // Plain system calls that make sense on Node's main thread: they take and give
 // descriptors, and change nothing of the calling process.
 #include "addon/errors.hpp"
+#include "addon/memfd.hpp"
 #include "addon/module.hpp"
 #include "addon/poll.hpp"
 #include "sys/fd.hpp"
@@ -10,7 +11,6 @@
 #include <linux/mount.h>
 #include <memory>
 #include <string>
-#include <sys/stat.h>
 
 namespace casemate::addon {
 
@@ -29,50 +29,11 @@ Napi::Value make_system_error(const Napi::CallbackInfo& info) {
   return system_error(info.Env(), {name.c_str(), static_cast<int>(number(info[0]))}).Value();
 }
 
-/// memfdCreate(name, bytes | size, seals): a descriptor. memfd_create(2), F_ADD_SEALS
+/// memfdCreate(name, bytes | size, seals): a descriptor.
 Napi::Value memfd_create(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
   std::string name = text(info[0]);
-  // MFD_CLOEXEC | MFD_ALLOW_SEALING
-  long created = call(__NR_memfd_create, name.c_str(), 3);
-  check(env, sys::check("memfd_create", created));
-  Fd fd(static_cast<int>(created));
-  if (info[1].IsNumber()) {
-    check(env, sys::check("ftruncate",
-                          call(__NR_ftruncate, fd.get(), info[1].As<Napi::Number>().Int64Value())));
-  } else {
-    auto bytes = info[1].As<Napi::Uint8Array>();
-    const std::uint8_t* from = bytes.Data();
-    std::size_t left = bytes.ByteLength();
-    while (left > 0) {
-      long written = sys::call_retry(__NR_write, fd.get(), from, left);
-      check(env, sys::check("write", written));
-      from += written;
-      left -= static_cast<std::size_t>(written);
-    }
-  }
-  if (std::uint32_t seals = number(info[2]); seals != 0) {
-    check(env, sys::check("fcntl(F_ADD_SEALS)", call(__NR_fcntl, fd.get(), F_ADD_SEALS, seals)));
-  }
-  return Napi::Number::New(env, fd.release());
-}
-
-/// openRegular(path): { fd, size }, size -1 where it is no regular file. One call for
-/// what each launch does: Node's own two would be a tenth of its JavaScript. open(2), fstat(2)
-Napi::Value open_regular(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  std::string path = text(info[0]);
-  // Without O_NONBLOCK the open of a FIFO would wait for its writer.
-  long opened = call(__NR_open, path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-  check(env, sys::check("open", opened), path.c_str());
-  Fd fd(static_cast<int>(opened));
-  struct stat status {};
-  check(env, sys::check("fstat", call(__NR_fstat, fd.get(), &status)), path.c_str());
-  auto result = Napi::Object::New(env);
-  double size = S_ISREG(status.st_mode) ? static_cast<double>(status.st_size) : -1;
-  result.Set("size", Napi::Number::New(env, size));
-  result.Set("fd", Napi::Number::New(env, fd.release()));
-  return result;
+  Fd fd = make_memfd(info.Env(), name.c_str(), info[1], number(info[2]));
+  return Napi::Number::New(info.Env(), fd.release());
 }
 
 /// closeDescriptor(fd): for descriptors that the addon made. fs.closeSync warns of them
@@ -171,7 +132,6 @@ void init_system(Napi::Env env, Napi::Object exports) {
   };
   define("systemError", make_system_error);
   define("memfdCreate", memfd_create);
-  define("openRegular", open_regular);
   define("closeDescriptor", close_descriptor);
   define("pidfdOpen", pidfd_open);
   define("pidfdSendSignal", pidfd_send_signal);

@@ -4,7 +4,14 @@ import { CasemateError, type ErrorCode, isSystemError, type SystemErrorCause } f
 import { readCaller } from '../host.js';
 import { builtFile, native } from '../native.js';
 import type { EncodedPlan } from './encode.js';
-import { moments, type NativeChild, type NativeLauncher, type NativeOutcome, stages } from './native.js';
+import {
+  moments,
+  type NativeChild,
+  type NativeFile,
+  type NativeLauncher,
+  type NativeOutcome,
+  stages,
+} from './native.js';
 import { type Caller, userIdRange } from './profiles.js';
 import type { StepName } from './steps.js';
 
@@ -84,8 +91,8 @@ export interface TimelineStep {
 /** What a launch gives to be run. */
 export interface LaunchRequest {
   readonly plan: EncodedPlan;
-  /** Descriptors by the plan's names. They stay the caller's. */
-  readonly descriptors: Readonly<Record<string, number>>;
+  /** By the plan's names: descriptors, which stay the caller's, and files, which are taken. */
+  readonly descriptors: Readonly<Record<string, number | NativeFile>>;
   /** For a program that speaks a control protocol over a socket pair of the plan. */
   readonly control?: {
     readonly ours: string;

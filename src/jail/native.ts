@@ -4,6 +4,16 @@ import type { SystemErrorCause } from '../errors.js';
 export interface JailBinding {
   Launcher: new (options: NativeLauncherOptions) => NativeLauncher;
   Child: NativeChildConstructor;
+  /** A file to read, or a sealed memory file of contents. */
+  File: new (
+    source: string | Uint8Array,
+  ) => NativeFile;
+  /** Takes our end of a stream socket of the plan from a child, by slot. `null` is the end of what can be read. */
+  Stream: new (
+    child: NativeChild,
+    slot: number,
+    onData: (bytes: Buffer | null) => void,
+  ) => NativeStream;
   /** The kernel's Landlock ABI, 0 where it has none. */
   landlockAbi(): number;
   /** A descriptor; the maps are the texts of uid_map and gid_map. */
@@ -38,10 +48,13 @@ export interface NativeLauncherOptions {
 }
 
 export interface NativeLauncher {
-  /** Throws a RangeError where the plan is malformed. The outcome always comes. */
+  /**
+   * Throws a RangeError where the plan is malformed. The outcome always comes. Descriptors are copied and stay the
+   * caller's, files are taken.
+   */
   launch(
     plan: Uint8Array,
-    descriptors: readonly number[],
+    descriptors: readonly (number | NativeFile)[],
     options: NativeLaunchOptions,
     callback: (outcome: NativeOutcome) => void,
   ): number;
@@ -97,4 +110,24 @@ export interface NativeChild {
   keepAlive(yes: boolean): void;
   /** Our end of a socket pair of the plan, by slot; -1 where it was taken already. */
   takeDescriptor(slot: number): number;
+}
+
+/** A file that is owned by this object until a launch takes it. */
+export interface NativeFile {
+  /** In bytes; -1 for what is no regular file. */
+  readonly size: number;
+  close(): void;
+}
+
+/** Used in one direction. It does not keep the event loop alive: the child does. */
+export interface NativeStream {
+  /** Reads, until `pause()`. */
+  resume(): void;
+  pause(): void;
+  /** Reads all that is there, and the end: for a child that is gone. */
+  drain(): void;
+  /** One at a time. Done once the kernel has all of it, or nobody will ever read it. */
+  write(bytes: Uint8Array, done: () => void): void;
+  /** Harmless on one that has ended. */
+  close(): void;
 }

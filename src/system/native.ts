@@ -5,7 +5,6 @@ export interface SystemBinding {
   /** An error as a failed system call of the addon's would be. */
   systemError(errno: number, call: string): SystemErrorCause;
   memfdCreate(name: string, contents: Uint8Array | number, seals: number): number;
-  openRegular(path: string): { fd: number; size: number };
   closeDescriptor(fd: number): void;
   pidfdOpen(pid: number): number;
   pidfdSendSignal(pidfd: number, signal: number): void;

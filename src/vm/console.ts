@@ -1,27 +1,21 @@
-import { Socket } from 'node:net';
 import { Duplex } from 'node:stream';
+import type { NativeChild, NativeStream } from '../jail/native.js';
+import { native } from '../native.js';
 
 /**
- * Both directions of a guest's console as one stream. Node's sockets do the work; what is ours is how they end:
- * the guest's end is the end of what can be read and no error, and what is written to a guest that no longer reads
- * is dropped, as for a process that ignores its input.
+ * Both directions of a guest's console as one stream. The guest's end is the end of what can be read and no error,
+ * and what is written to a guest that no longer reads is dropped, as for a process that ignores its input.
  */
 export class Console extends Duplex {
-  readonly #output: Socket;
-  readonly #input: Socket;
-  #guestIsGone = false;
+  readonly #output: NativeStream;
+  readonly #input: NativeStream;
 
-  constructor(output: number, input: number) {
+  constructor(child: NativeChild, slots: { readonly output: number; readonly input: number }) {
     super({ allowHalfOpen: true, emitClose: true });
-    this.#output = new Socket({ fd: output, readable: true, writable: false });
-    this.#input = new Socket({ fd: input, readable: false, writable: true });
-    this.#output.on('data', (chunk: Buffer) => {
-      if (!this.push(chunk) && !this.#guestIsGone) this.#output.pause();
+    this.#output = new native.Stream(child, slots.output, (chunk) => {
+      if (!this.push(chunk)) this.#output.pause();
     });
-    // Broken off is ended, too: the monitor was killed. 'close' comes after either.
-    this.#output.on('error', () => {});
-    this.#output.on('close', () => this.push(null));
-    this.#input.on('error', () => this.#input.destroy());
+    this.#input = new native.Stream(child, slots.input, () => {});
   }
 
   /**
@@ -29,28 +23,26 @@ export class Console extends Duplex {
    * descriptors, whether anybody reads its console or not.
    */
   guestIsGone(): void {
-    this.#guestIsGone = true;
-    this.#input.destroy();
-    this.#output.resume();
+    this.#input.close();
+    this.#output.drain();
   }
 
   override _read(): void {
     this.#output.resume();
   }
 
-  override _write(chunk: Buffer, encoding: BufferEncoding, done: (error?: Error | null) => void): void {
-    if (this.#input.writable) this.#input.write(chunk, encoding, () => done());
-    else done();
+  override _write(chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error | null) => void): void {
+    this.#input.write(chunk, done);
   }
 
   override _final(done: (error?: Error | null) => void): void {
-    if (this.#input.writable) this.#input.end(() => done());
-    else done();
+    this.#input.close();
+    done();
   }
 
   override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
-    this.#output.destroy();
-    this.#input.destroy();
+    this.#output.close();
+    this.#input.close();
     done(error);
   }
 }

@@ -1,50 +1,51 @@
 import { fstatSync, readSync } from 'node:fs';
 import { CasemateError, isSystemError } from '../errors.js';
+import type { NativeFile } from '../jail/native.js';
 import { native } from '../native.js';
 import type { FileSource } from './options.js';
 
-/** Every seal: nobody changes, shrinks or grows it any more; fcntl(2), F_ADD_SEALS. */
-const allSeals = 0b1_1111;
-
-/** Descriptors of one launch: opened here, closed together once the monitor has its own copies. */
+/** Files of one launch: opened here, taken by the launcher. */
 export class LaunchFiles {
-  readonly #opened: number[] = [];
+  readonly #opened: NativeFile[] = [];
 
-  /** A regular file to read, by descriptor; contents become a sealed memfd. */
-  open(option: string, source: FileSource): number {
-    if (source instanceof Uint8Array) {
-      const fd = wrap(option, 'its contents', () => native.memfdCreate('casemate', source, allSeals));
-      this.#opened.push(fd);
-      return fd;
-    }
-    const name = typeof source === 'string' ? source : `descriptor ${source.fd}`;
-    const { fd, size } = wrap(option, name, () =>
-      typeof source === 'string' ? this.#openPath(source) : { fd: source.fd, size: sizeOf(source.fd) },
-    );
-    if (size < 0) {
-      throw new CasemateError('ERR_CASEMATE_FILE', `${option}: ${name} is not a regular file`, {
+  /** A regular file to read; contents become a sealed memory file. A descriptor stays the caller's. */
+  open(option: string, source: FileSource): NativeFile | number {
+    const name = typeof source === 'string' ? source : 'fd' in source ? `descriptor ${source.fd}` : 'its contents';
+    try {
+      if (!(source instanceof Uint8Array) && typeof source !== 'string') {
+        checkSize(option, name, sizeOf(source.fd));
+        return source.fd;
+      }
+      const file = new native.File(source);
+      this.#opened.push(file);
+      checkSize(option, name, file.size);
+      return file;
+    } catch (cause) {
+      if (!isSystemError(cause)) throw cause;
+      throw new CasemateError('ERR_CASEMATE_FILE', `${option}: ${name} cannot be opened: ${cause.message}`, {
         step: option,
-        remedy: 'Pass a regular file, its contents as a Uint8Array, or a descriptor of a file or memfd.',
+        remedy: 'Check the path and its permissions; it is opened with the rights of this process.',
+        cause,
       });
     }
-    if (size === 0) {
-      throw new CasemateError('ERR_CASEMATE_FILE', `${option}: ${name} is empty`, {
-        step: option,
-        remedy: 'Pass a file with something in it.',
-      });
-    }
-    return fd;
   }
 
-  #openPath(path: string): { fd: number; size: number } {
-    const file = native.openRegular(path);
-    this.#opened.push(file.fd);
-    return file;
-  }
-
+  /** Closes what no launch has taken. */
   close(): void {
-    for (const fd of this.#opened.splice(0)) native.closeDescriptor(fd);
+    for (const file of this.#opened.splice(0)) file.close();
   }
+}
+
+function checkSize(option: string, name: string, size: number): void {
+  if (size > 0) return;
+  const [what, remedy] =
+    size < 0
+      ? [
+          'is not a regular file',
+          'Pass a regular file, its contents as a Uint8Array, or a descriptor of a file or memfd.',
+        ]
+      : ['is empty', 'Pass a file with something in it.'];
+  throw new CasemateError('ERR_CASEMATE_FILE', `${option}: ${name} ${what}`, { step: option, remedy });
 }
 
 /** In bytes; -1 for what is no regular file. */
@@ -54,17 +55,4 @@ function sizeOf(fd: number): number {
   // One that is open only for writing would otherwise fail in the monitor, with everything already created.
   readSync(fd, new Uint8Array(1), 0, 1, 0);
   return stat.size;
-}
-
-function wrap<T>(option: string, name: string, call: () => T): T {
-  try {
-    return call();
-  } catch (cause) {
-    if (!isSystemError(cause)) throw cause;
-    throw new CasemateError('ERR_CASEMATE_FILE', `${option}: ${name} cannot be opened: ${cause.message}`, {
-      step: option,
-      remedy: 'Check the path and its permissions; it is opened with the rights of this process.',
-      cause,
-    });
-  }
 }

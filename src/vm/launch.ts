@@ -81,7 +81,7 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
       signal: options.signal,
     });
   } finally {
-    files.close(); // The launcher has copies.
+    files.close(); // Those that the launcher has not taken.
   }
   const outcome = await launching;
   if (outcome.stage !== 'none' || outcome.child === undefined) {

@@ -110,7 +110,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
         remedy: "Launch it with console: 'pipe'.",
       });
     }
-    return new Console(child.takeDescriptor(console.output), child.takeDescriptor(console.input));
+    return new Console(child, console);
   }
 
   /**

@@ -102,7 +102,7 @@ test.serial('a worker that has a hand in everything at once can be terminated', 
           turn().catch(() => {});
           talk().catch(() => {});
           launch({ guest: guest('silent') }).catch(() => {});
-          await (await launch({ guest: guest('exit') })).exited;
+          const next = launch({ guest: guest('exit') });
           await delay(\${round});
           post('busy');
         \`);
