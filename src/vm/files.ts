@@ -1,7 +1,7 @@
-import { fstatSync, readSync } from 'node:fs';
+import { fstatSync, openSync, readSync } from 'node:fs';
 import { CasemateError, isSystemError } from '../errors.js';
 import type { NativeFile } from '../jail/native.js';
-import { native } from '../native.js';
+import { builtFile, native } from '../native.js';
 import type { FileSource } from './options.js';
 
 /** Files of one launch: opened here, taken by the launcher. */
@@ -55,4 +55,12 @@ function sizeOf(fd: number): number {
   // One that is open only for writing would otherwise fail in the monitor, with everything already created.
   readSync(fd, new Uint8Array(1), 0, 1, 0);
   return stat.size;
+}
+
+let guest: number | undefined;
+
+/** The built-in guest, opened once. */
+export function builtInGuest(): number {
+  guest ??= openSync(builtFile('casemate-guest-hello.elf'), 'r');
+  return guest;
 }

@@ -7,7 +7,7 @@ import { native } from '../native.js';
 import * as selinux from '../selinux/index.js';
 import { channels } from './channels.js';
 import { describeExit } from './exit.js';
-import { LaunchFiles } from './files.js';
+import { builtInGuest, LaunchFiles } from './files.js';
 import { cpuidTable, kvmDevice } from './kvm-device.js';
 import { type LaunchOptions, type ParsedOptions, parseOptions } from './options.js';
 import { timeline } from './timeline.js';
@@ -71,7 +71,7 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
       descriptors: {
         null: devNull(),
         kvm,
-        guest: files.open('options.guest', options.guest),
+        guest: options.guest === undefined ? builtInGuest() : files.open('options.guest', options.guest),
         ...(options.input !== undefined && { input: files.open('options.input', options.input) }),
         ...(options.jail.networkNamespaceFd !== undefined && { networkNamespace: options.jail.networkNamespaceFd }),
         ...(options.jail.cgroupFd !== undefined && { cgroup: options.jail.cgroupFd }),
@@ -216,9 +216,13 @@ const monitorRemedies: Readonly<Record<string, string>> = {
   memory: 'Is there enough memory for options.memoryMib?',
 };
 
+/** The kernel's, asked once. */
+let landlockAbi: number | undefined;
+
 /** What is asked for and known to be missing is refused before anything is created. */
 function checkLayers(jail: Jail): void {
-  if (jail.layers.landlock === 'required' && native.landlockAbi() === 0) {
+  landlockAbi ??= native.landlockAbi();
+  if (jail.layers.landlock === 'required' && landlockAbi === 0) {
     throw new CasemateError('ERR_CASEMATE_LAYER_UNAVAILABLE', 'This kernel has no Landlock, or has it switched off', {
       step: 'landlock',
       remedy:
@@ -289,5 +293,6 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   cpuidTable(kvmDevice(parsed.kvmFd));
   planFor(parsed);
   devNull();
+  if (parsed.guest === undefined) builtInGuest();
   await poolsFilled();
 }

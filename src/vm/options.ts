@@ -1,6 +1,5 @@
 import { boolean, descriptor, integer, invalid, object, oneOf, string } from '../is.js';
 import { type Jail, type JailOptions, parseJail } from '../jail/profiles.js';
-import { builtFile } from '../native.js';
 
 /** A file that the VM gets: its path, its contents, or a descriptor that stays the caller's. */
 export type FileSource = string | Uint8Array | { fd: number };
@@ -45,7 +44,8 @@ export interface LaunchOptions {
 
 /** Checked options, with their defaults. */
 export interface ParsedOptions {
-  readonly guest: FileSource;
+  /** Undefined: the built-in one. */
+  readonly guest: FileSource | undefined;
   readonly format: 'auto' | 'elf' | 'flat';
   readonly args: readonly string[];
   readonly input: FileSource | undefined;
@@ -106,7 +106,7 @@ export function parseOptions(options: unknown): ParsedOptions {
   if (size % 2 !== 0) throw invalid('options.memoryMib', 'an even number (pages are of 2 MiB)', size);
   if (cpl !== 0 && cpl !== 3) throw invalid('options.cpl', '0 or 3', cpl);
   return {
-    guest: guest === undefined ? builtFile('casemate-guest-hello.elf') : parseFile('options.guest', guest),
+    guest: guest === undefined ? undefined : parseFile('options.guest', guest),
     format: oneOf('options.format', format, ['auto', 'elf', 'flat']),
     args: [argv0, ...parseArgs(args, argv0)],
     input: input === undefined ? undefined : parseFile('options.input', input),

@@ -103,33 +103,51 @@ export interface Configuration {
   args: readonly string[];
 }
 
-/** struct casemate_configure with what follows it. */
+/**
+ * struct casemate_configure with what follows it, in memory that the next call overwrites: to write all of it anew
+ * would be a quarter of the JavaScript before a launch.
+ */
 export function encodeConfiguration(configuration: Configuration): Uint8Array {
   const { cpuid, args } = configuration;
-  const strings = Buffer.from(`${args.join('\0')}\0`);
-  const size = wire.configureSize + cpuid.length + strings.length;
-  const bytes = new Uint8Array(size);
+  const strings = `${args.join('\0')}\0`;
+  if (scratch.cpuid !== cpuid || scratch.strings !== strings) scratch = makeScratch(cpuid, strings);
+  const { bytes, words } = scratch;
   // In the machine's byte order, as the monitor reads it. The fields in the order of the struct:
-  new Uint32Array(bytes.buffer, 0, wire.configureSize / 4).set([
-    wire.commands.configure,
-    size,
-    wire.magic,
-    wire.version,
-    configuration.memorySize % 2 ** 32,
-    Math.floor(configuration.memorySize / 2 ** 32),
-    configuration.flags,
-    wire.formats[configuration.format],
-    1,
-    configuration.cpl,
-    cpuid.length / wire.cpuidEntrySize,
-    args.length,
-    strings.length,
-    0,
-  ]);
-  bytes.set(cpuid, wire.configureSize);
-  bytes.set(strings, wire.configureSize + cpuid.length);
+  words[0] = wire.commands.configure;
+  words[1] = bytes.length;
+  words[2] = wire.magic;
+  words[3] = wire.version;
+  words[4] = configuration.memorySize % 2 ** 32;
+  words[5] = Math.floor(configuration.memorySize / 2 ** 32);
+  words[6] = configuration.flags;
+  words[7] = wire.formats[configuration.format];
+  words[8] = 1;
+  words[9] = configuration.cpl;
+  words[10] = cpuid.length / wire.cpuidEntrySize;
+  words[11] = args.length;
+  words[12] = bytes.length - wire.configureSize - cpuid.length;
+  words[13] = 0;
   return bytes;
 }
+
+/** A configuration without its head. Most launches have the arguments of the one before, if any. */
+interface Scratch {
+  readonly bytes: Uint8Array;
+  /** The same memory. */
+  readonly words: Uint32Array;
+  readonly cpuid: Uint8Array;
+  readonly strings: string;
+}
+
+function makeScratch(cpuid: Uint8Array, strings: string): Scratch {
+  const text = Buffer.from(strings);
+  const bytes = new Uint8Array(wire.configureSize + cpuid.length + text.length);
+  bytes.set(cpuid, wire.configureSize);
+  bytes.set(text, wire.configureSize + cpuid.length);
+  return { bytes, words: new Uint32Array(bytes.buffer, 0, wire.configureSize / 4), cpuid, strings };
+}
+
+let scratch = makeScratch(new Uint8Array(), '');
 
 /** A message of eight bytes: a command, or an event without a body. */
 export function bare(type: number): Uint8Array {
