@@ -4,9 +4,7 @@ import type { Moment } from '#lib/cli/steps.js';
 
 /** From the execve call to the monitor's first own instruction. */
 export function execTime({ steps }: Timeline): number | undefined {
-  const called = steps.findLast(({ where, name }) => where === 'child' && name !== 'exec');
-  const begun = steps.find(({ where, name }) => where === 'monitor' && name === 'exec');
-  return called && begun && Number(begun.at - called.at);
+  return steps.find(({ where, name }) => where === 'monitor' && name === 'exec')?.durationNs;
 }
 
 const launcherSteps = new Set(['socketPair', 'clone3', 'jailed', 'readBack', 'release']);

@@ -55,18 +55,11 @@ export class StepTable {
 
 /** The steps of a launch of ours. */
 export function momentsOf({ t0, t1, steps }: Timeline): Moment[] {
-  const called = steps.findLast(({ where, name }) => where === 'child' && name !== 'exec')?.at;
   return steps.map(({ name, where, at, durationNs }) => {
     const end = Number(at - t0);
     // All the while before, Node waits.
-    if (name === 'resolve') return { place: where, name, start: Number(t1 - t0), end };
-    // Its end is when the launcher has been woken; the monitor goes on meanwhile.
-    if (where === 'child' && name === 'exec') return { place: 'launcher', name: 'vfork', start: end - durationNs, end };
-    // From the call of execve, whether or not the launcher has been woken before the monitor's first instruction.
-    if (where === 'monitor' && name === 'exec' && called !== undefined) {
-      return { place: where, name, start: Number(called - t0), end };
-    }
-    return { place: where, name: stampedAs[name] ?? name, start: end - durationNs, end };
+    const start = name === 'resolve' ? Number(t1 - t0) : end - durationNs;
+    return { place: where, name: stampedAs[name] ?? name, start, end };
   });
 }
 

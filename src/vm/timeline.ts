@@ -11,7 +11,10 @@ export interface Timeline {
   readonly t2: bigint;
   /** In the order in which they ended. The launcher's steps and the monitor's overlap: two processors work. */
   readonly steps: readonly (TimelineStep & {
-    /** Since the step before it of the same place, or of the place that started this one. */
+    /**
+     * Since the step before it of the same place, or of the place that started this one. The launcher's `vfork` counts
+     * from the call of `execve`, and it waits for `jailed` since `clone3`.
+     */
     readonly durationNs: number;
   })[];
 }
@@ -24,34 +27,25 @@ export function timeline(
   monitorStamps: BigUint64Array,
 ): Timeline {
   const monitor = stampNames.map((name, i): TimelineStep => ({ name, where: 'monitor', at: monitorStamps[i] ?? 0n }));
-  const cloned = launch.find(({ name }) => name === 'exec')?.at ?? t0;
   const lastOf = new Map<string, bigint>();
+  const before = (where: TimelineStep['where']): bigint =>
+    lastOf.get(where) ?? (where === 'node' ? t0 : before(startedBy[where]));
   const steps = [...launch, ...monitor, { name: 'resolve', where: 'node' as const, at: t2 }]
     .filter(({ at }) => at !== 0n)
     .sort((left, right) => Number(left.at - right.at))
     .map((step) => {
-      const before = lastOf.get(step.where) ?? startOf(step.where, lastOf, t0, cloned);
+      // Nothing of the child ends with its execve: that is when the launcher goes on, which may be before or after the
+      // monitor's first instruction. Both are measured from the call, the child's last step.
+      if (step.where === 'child' && step.name === 'exec') {
+        const durationNs = Number(step.at - before('child'));
+        return { name: 'vfork', where: 'launcher' as const, at: step.at, durationNs };
+      }
+      const durationNs = Math.max(0, Number(step.at - before(step.where)));
       lastOf.set(step.where, step.at);
-      return { ...step, durationNs: Math.max(0, Number(step.at - before)) };
+      return { ...step, durationNs };
     });
   return { t0, t1: monitorStamps[stampNames.length - 1] ?? 0n, t2, steps };
 }
 
-/** What a place's first step is measured from. */
-function startOf(
-  where: TimelineStep['where'],
-  lastOf: ReadonlyMap<string, bigint>,
-  t0: bigint,
-  cloned: bigint,
-): bigint {
-  switch (where) {
-    case 'node':
-      return t0;
-    case 'launcher':
-      return lastOf.get('node') ?? t0;
-    case 'child':
-      return lastOf.get('launcher') ?? t0;
-    case 'monitor':
-      return lastOf.get('child') ?? cloned;
-  }
-}
+/** What a place's first step is measured from: the last one of this place. */
+const startedBy = { launcher: 'node', child: 'launcher', monitor: 'child' } as const;

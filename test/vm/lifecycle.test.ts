@@ -318,12 +318,15 @@ test('the timeline has every step, named, in order, between the call and its res
   t.deepEqual(namesOf('monitor'), [...stampNames]);
   t.is(steps.find(({ name, where }) => where === 'monitor' && name === 'guest')?.at, t1);
   const launcher = namesOf('launcher');
-  t.deepEqual([launcher[0], ...launcher.slice(-4)], ['take', 'clone3', 'jailed', 'readBack', 'release']);
-  t.true(launcher.slice(1, -4).every((name) => name === 'socketPair' || name === 'pooled'));
+  t.deepEqual([launcher[0], ...launcher.slice(-5)], ['take', 'clone3', 'vfork', 'jailed', 'readBack', 'release']);
+  t.true(launcher.slice(1, -5).every((name) => name === 'socketPair' || name === 'pooled'));
   t.is(moments.length, 7, 'every moment of a launch is one of the steps above');
   const child = namesOf('child');
-  t.is(child.at(-1), 'exec');
-  for (const name of ['setns', 'rlimit', 'descriptors', 'ids', 'securebits', 'dropBounding', 'capabilities']) {
+  t.is(child.at(-1), 'capabilities');
+  const called = steps.findLast(({ where }) => where === 'child');
+  const begun = steps.find(({ where }) => where === 'monitor');
+  t.is(begun?.durationNs, Number((begun?.at ?? 0n) - (called?.at ?? 0n)));
+  for (const name of ['setns', 'rlimit', 'descriptors', 'ids', 'securebits', 'dropBounding']) {
     t.true(child.includes(name), name);
   }
 });
