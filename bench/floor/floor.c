@@ -71,52 +71,40 @@ enum { INSIDE_ID = 1000 };
 
 /* ---- The filters: the rules of native/vmm/confinement.cpp, by number ---------- */
 
+/* Filters add up: what the guest phase needs, both allow. */
+enum phase { BOTH, SETUP, GUEST };
+
 struct rule {
-  uint32_t number, argument, count, values[12];
+  uint32_t number;
+  enum phase phase;
+  uint32_t argument, count, values[12];
 };
 
-#define SENT_TO                                                                                    \
-  0, 2, { CONTROL, CONSOLE_OUT }
-#define RECEIVED_FROM                                                                              \
-  0, 2, { CONTROL, CONSOLE_IN }
-
-static const struct rule setup_rules[] = {
-    {__NR_close},
-    {__NR_mmap, 2, 1, {PROT_READ | PROT_WRITE}},
-    {__NR_munmap},
-    {__NR_rt_sigreturn},
+/* In the order of their numbers. */
+static const struct rule rules[] = {
+    {__NR_close, SETUP},
+    {__NR_mmap, SETUP, 2, 1, {PROT_READ | PROT_WRITE}},
+    {__NR_munmap, SETUP},
+    {__NR_rt_sigreturn, BOTH},
     {__NR_ioctl,
+     SETUP,
      1,
      12,
      {KVM_CREATE_VM, KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR, KVM_ENABLE_CAP,
       KVM_GET_VCPU_MMAP_SIZE, KVM_CREATE_VCPU, KVM_SET_SREGS, KVM_SET_REGS, KVM_SET_CPUID2, KVM_RUN,
       KVM_GET_REGS, KVM_GET_SREGS}},
-    {__NR_pread64, 0, 2, {5, 8}},
-    {__NR_madvise, 2, 2, {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE}},
-    {__NR_sendto, SENT_TO},
-    {__NR_recvfrom, RECEIVED_FROM},
-    {__NR_shutdown, 0, 1, {CONTROL}},
-    {__NR_fcntl, 1, 1, {F_SETFL}},
-    {__NR_clock_gettime},
-    {__NR_exit_group},
-    {__NR_ppoll},
-    {__NR_seccomp},
-    {__NR_getrandom},
-};
-
-static const struct rule guest_rules[] = {
-    {__NR_rt_sigreturn},
-    {__NR_ioctl, 1, 4, {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS}},
-    {__NR_pread64, 0, 2, {5, 8}},
-    {__NR_madvise, 2, 2, {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE}},
-    {__NR_sendto, SENT_TO},
-    {__NR_recvfrom, RECEIVED_FROM},
-    {__NR_shutdown, 0, 1, {CONTROL}},
-    {__NR_fcntl, 1, 1, {F_SETFL}},
-    {__NR_clock_gettime},
-    {__NR_exit_group},
-    {__NR_ppoll},
-    {__NR_getrandom},
+    {__NR_ioctl, GUEST, 1, 4, {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS}},
+    {__NR_pread64, BOTH, 0, 2, {5, 8}},
+    {__NR_madvise, BOTH, 2, 2, {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE}},
+    {__NR_sendto, BOTH, 0, 2, {CONTROL, CONSOLE_OUT}},
+    {__NR_recvfrom, BOTH, 0, 2, {CONTROL, CONSOLE_IN}},
+    {__NR_shutdown, BOTH, 0, 1, {CONTROL}},
+    {__NR_fcntl, BOTH, 1, 1, {F_SETFL}},
+    {__NR_clock_gettime, BOTH},
+    {__NR_exit_group, BOTH},
+    {__NR_ppoll, BOTH},
+    {__NR_seccomp, SETUP},
+    {__NR_getrandom, BOTH},
 };
 
 /* Numbers from `first` on; no rule: refused. */
@@ -148,11 +136,14 @@ static struct sock_filter* search(struct sock_filter* out, const struct interval
   return out;
 }
 
-static struct sock_filter* filter(struct sock_filter* out, const struct rule* rules, int count) {
+static struct sock_filter* filter(struct sock_filter* out, enum phase phase) {
   struct interval list[64];
   int intervals = 0;
   uint32_t next = 0;
-  for (const struct rule* rule = rules; rule < rules + count; ++rule) {
+  for (const struct rule* rule = rules; rule < rules + sizeof rules / sizeof *rules; ++rule) {
+    if (rule->phase != BOTH && rule->phase != phase) {
+      continue;
+    }
     if (rule->number > next) {
       list[intervals++] = (struct interval){next, NULL};
     }
@@ -194,8 +185,8 @@ static void configure(void) {
   configuration.landlock[2] = abi >= 6 ? 3 : 0;
 
   struct sock_filter* first = (struct sock_filter*)configuration.rest;
-  struct sock_filter* second = filter(first, setup_rules, sizeof setup_rules / sizeof *setup_rules);
-  struct sock_filter* end = filter(second, guest_rules, sizeof guest_rules / sizeof *guest_rules);
+  struct sock_filter* second = filter(first, SETUP);
+  struct sock_filter* end = filter(second, GUEST);
   configuration.filter_length[0] = (uint64_t)(second - first);
   configuration.filter_length[1] = (uint64_t)(end - second);
 

@@ -13,6 +13,7 @@
 #include <linux/prctl.h>
 
 #include <array>
+#include <tuple>
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -51,45 +52,33 @@ constexpr std::uint32_t setup_ioctls[] = {
 };
 constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS};
 
-/// While the VM is created. Filters add up: what the guest phase needs is in here too.
+/// What both phases need: filters add up, so what the second allows, the first does too.
+constexpr std::array common_rules{
+    Rule{__NR_sendto, 0, sent_to},
+    Rule{__NR_recvfrom, 0, received_from},
+    Rule{__NR_shutdown, 0, control},
+    Rule{__NR_pread64, 0, guest_files},
+    Rule{__NR_madvise, 2, page_advice},
+    Rule{__NR_fcntl, 1, set_flags},
+    Rule{__NR_ppoll},
+    Rule{__NR_getrandom},
+    Rule{__NR_clock_gettime},
+    Rule{__NR_rt_sigreturn},
+    Rule{__NR_exit_group},
+};
+
+template <typename... Own> constexpr auto with_common(Own... own) {
+  return std::apply([&](auto... common) { return std::array{own..., common...}; }, common_rules);
+}
+
+/// While the VM is created.
 constexpr auto setup_rules = [] {
-  return std::array{
-      Rule{__NR_ioctl, 1, setup_ioctls},
-      Rule{__NR_mmap, 2, data_pages},
-      Rule{__NR_munmap},
-      Rule{__NR_close},
-      Rule{__NR_seccomp},
-      Rule{__NR_sendto, 0, sent_to},
-      Rule{__NR_recvfrom, 0, received_from},
-      Rule{__NR_shutdown, 0, control},
-      Rule{__NR_pread64, 0, guest_files},
-      Rule{__NR_madvise, 2, page_advice},
-      Rule{__NR_fcntl, 1, set_flags},
-      Rule{__NR_ppoll},
-      Rule{__NR_getrandom},
-      Rule{__NR_clock_gettime},
-      Rule{__NR_rt_sigreturn},
-      Rule{__NR_exit_group},
-  };
+  return with_common(Rule{__NR_ioctl, 1, setup_ioctls}, Rule{__NR_mmap, 2, data_pages},
+                     Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp});
 };
 
 /// From before the guest's image is read until the end.
-constexpr auto guest_rules = [] {
-  return std::array{
-      Rule{__NR_ioctl, 1, guest_ioctls},
-      Rule{__NR_sendto, 0, sent_to},
-      Rule{__NR_recvfrom, 0, received_from},
-      Rule{__NR_shutdown, 0, control},
-      Rule{__NR_pread64, 0, guest_files},
-      Rule{__NR_madvise, 2, page_advice},
-      Rule{__NR_fcntl, 1, set_flags},
-      Rule{__NR_ppoll},
-      Rule{__NR_getrandom},
-      Rule{__NR_clock_gettime},
-      Rule{__NR_rt_sigreturn},
-      Rule{__NR_exit_group},
-  };
-};
+constexpr auto guest_rules = [] { return with_common(Rule{__NR_ioctl, 1, guest_ioctls}); };
 
 constexpr auto setup_filter = jail::seccomp::assemble<setup_rules, refused>();
 constexpr auto guest_filter = jail::seccomp::assemble<guest_rules, refused>();
