@@ -195,11 +195,11 @@ template <auto MakeRules, std::uint32_t Refused> consteval auto assemble() {
 }
 
 /// Puts a filter on the calling thread, on top of those it has. Needs no_new_privs,
-/// or CAP_SYS_ADMIN in the user namespace.
-inline sys::SysError install(std::span<const sock_filter> program) {
+/// or CAP_SYS_ADMIN in the user namespace. `flags` are SECCOMP_FILTER_FLAG_*.
+inline sys::SysError install(std::span<const sock_filter> program, unsigned flags = 0) {
   const sock_fprog argument{static_cast<unsigned short>(program.size()),
                             const_cast<sock_filter*>(program.data())};
-  return sys::check("seccomp", sys::call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, &argument));
+  return sys::check("seccomp", sys::call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, flags, &argument));
 }
 
 } // namespace casemate::jail::seccomp

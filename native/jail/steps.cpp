@@ -7,6 +7,7 @@
 #include "jail/steps.hpp"
 
 #include "jail/landlock.hpp"
+#include "jail/seccomp.hpp"
 #include "sys/clock.hpp"
 #include "sys/result.hpp"
 #include "sys/syscall.hpp"
@@ -17,7 +18,6 @@
 #include <linux/keyctl.h>
 #include <linux/mount.h>
 #include <linux/prctl.h>
-#include <linux/seccomp.h>
 #include <linux/securebits.h>
 
 namespace casemate::jail {
@@ -163,13 +163,10 @@ SysError capabilities(const casemate_step* step) {
   return check("capset", call(__NR_capset, &head, data));
 }
 
-SysError seccomp(const casemate_step* step) {
+SysError install_filter(const casemate_step* step) {
   const auto& filter = payload<casemate_seccomp>(step);
-  struct {
-    unsigned short length;
-    const void* program;
-  } program{static_cast<unsigned short>(filter.count), tail<casemate_seccomp>(step)};
-  return check("seccomp", call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, filter.flags, &program));
+  const auto* program = reinterpret_cast<const sock_filter*>(tail<casemate_seccomp>(step));
+  return seccomp::install({program, filter.count}, filter.flags);
 }
 
 /// The one execve of a launch. The path lies inside this mount namespace: for a
@@ -264,7 +261,7 @@ SysError run_step(const casemate_step* step, const int* slots) {
   case CASEMATE_OP_LANDLOCK:
     return landlock_deny_all();
   case CASEMATE_OP_SECCOMP:
-    return seccomp(step);
+    return install_filter(step);
   case CASEMATE_OP_PARENT_DEATH:
     return check("prctl(PR_SET_PDEATHSIG)",
                  call(__NR_prctl, PR_SET_PDEATHSIG, payload<casemate_flags>(step).flags, 0, 0, 0));
