@@ -55,7 +55,7 @@ export interface CasemateErrorFields {
   /** The step of the launch, or the option, that failed: `'setns(net)'`, `'options.memoryMib'`. */
   step?: string;
   /** What the user can do about it. */
-  remedy?: string;
+  remedy: string;
   cause?: unknown;
 }
 
@@ -74,9 +74,9 @@ export class CasemateError extends Error {
   /** The failed system call or ioctl, where one failed. */
   readonly syscall: string | undefined;
   /** What to do about it. */
-  readonly remedy: string | undefined;
+  readonly remedy: string;
 
-  constructor(code: ErrorCode, message: string, fields: CasemateErrorFields = {}) {
+  constructor(code: ErrorCode, message: string, fields: CasemateErrorFields) {
     super(message, fields.cause === undefined ? undefined : { cause: fields.cause });
     this.code = code;
     this.step = fields.step;
@@ -93,8 +93,17 @@ export function isSystemError(value: unknown): value is SystemErrorCause {
   return 'errno' in value && 'syscall' in value && 'code' in value;
 }
 
+/** Where all that is known is what the kernel answered. */
+export const errnoRemedy =
+  "The documentation of the system call (its man page; the kernel's virt/kvm/api.rst for an ioctl of KVM) says what " +
+  'leads to this errno.';
+
 /** Runs `call`; an error of a system call in it comes out as a {@link CasemateError} with this code. */
-export function wrapSystemError<T>(code: ErrorCode, call: () => T, fields: Omit<CasemateErrorFields, 'cause'> = {}): T {
+export function wrapSystemError<T>(
+  code: ErrorCode,
+  call: () => T,
+  fields: Omit<CasemateErrorFields, 'cause'> = { remedy: errnoRemedy },
+): T {
   try {
     return call();
   } catch (cause) {

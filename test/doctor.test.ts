@@ -209,7 +209,10 @@ test('the C library is read from the program that Node is', (t) => {
 });
 
 test('a missing /dev/kvm fails, with the remedy that fits', (t) => {
-  const live = { ...LIVE, kvm: new CasemateError('ERR_CASEMATE_KVM_UNAVAILABLE', 'no /dev/kvm') };
+  const live = {
+    ...LIVE,
+    kvm: new CasemateError('ERR_CASEMATE_KVM_UNAVAILABLE', 'no /dev/kvm', { remedy: 'Load it.' }),
+  };
   const examineWithout = (changes: Record<string, string | null>) => {
     const checks = examine(readHost(plant(t, { 'dev/kvm': null, ...changes })), live);
     return (name: string) => checks.find((check) => check.name === name) as Check;

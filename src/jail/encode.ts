@@ -84,7 +84,9 @@ export function encodePlan(plan: Plan): EncodedPlan {
   if (plan.steps.length > planFormat.maxSteps) throw refused(`at most ${planFormat.maxSteps} steps`);
   plan.steps.forEach((step, index) => {
     const byLauncher = launcherOperations.has(step.op);
-    if (byLauncher && launcherSteps !== index) throw refused(`${step.op} before the steps of the child`);
+    if (byLauncher && launcherSteps !== index) {
+      throw refused(`${step.op} before the steps of the child`, 'Put the steps of the launcher first in plan.steps.');
+    }
     if (byLauncher) launcherSteps += 1;
     if (step.op === 'exec' && index !== plan.steps.length - 1) throw refused('exec as the last step');
     const start = writer.length;
@@ -237,8 +239,8 @@ function flagsOf(kinds: readonly (keyof typeof namespaceFlags)[]): number {
   }, 0);
 }
 
-function refused(expected: string): CasemateError {
-  return new CasemateError('ERR_CASEMATE_INVALID_OPTION', `A launch plan needs ${expected}`, { step: 'plan' });
+function refused(expected: string, remedy = `Give the plan ${expected}.`): CasemateError {
+  return new CasemateError('ERR_CASEMATE_INVALID_OPTION', `A launch plan needs ${expected}`, { step: 'plan', remedy });
 }
 
 /** Descriptor names and their slots: given ones first, then those that launcher steps make. */
@@ -259,7 +261,10 @@ class Slots {
 
   of(name: string): number {
     const slot = this.names.get(name);
-    if (slot === undefined) throw refused(`a descriptor named '${name}'`);
+    if (slot === undefined) {
+      const ways = 'Name it in plan.descriptors, or make it by a step (socketPair, pooled) before it is used.';
+      throw refused(`a descriptor named '${name}'`, ways);
+    }
     return slot;
   }
 }

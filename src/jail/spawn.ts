@@ -54,6 +54,7 @@ export class JailedProcess implements AsyncDisposable {
     if (fd >= 0) return fd;
     throw new CasemateError('ERR_CASEMATE_INVALID_OPTION', `There is no descriptor '${name}' to be taken`, {
       step: name,
+      remedy: 'Take our end of a socketPair of the plan, by its name there, and once.',
     });
   }
 
@@ -77,12 +78,14 @@ export async function spawn(plan: Plan, options: SpawnOptions = {}): Promise<Jai
   if (plan.steps.at(-1)?.op !== 'exec') {
     throw new CasemateError('ERR_CASEMATE_INVALID_OPTION', 'A plan that starts a program ends with exec', {
       step: 'plan',
+      remedy: 'Add steps.exec() as its last step; runSteps() runs steps without a program.',
     });
   }
   for (const name of encoded.given) {
     if (descriptors[name] !== undefined) continue;
     throw new CasemateError('ERR_CASEMATE_INVALID_OPTION', `The plan needs a descriptor '${name}'`, {
       step: `options.descriptors.${name}`,
+      remedy: 'Give it the number of an open descriptor, or leave the name out of plan.descriptors.',
     });
   }
   const outcome = await runLaunch({

@@ -1,4 +1,4 @@
-import { CasemateError } from '../errors.js';
+import { CasemateError, errnoRemedy } from '../errors.js';
 import { native } from '../native.js';
 import { encodePlan } from './encode.js';
 import type { NamespaceKind, Step, StepName } from './steps.js';
@@ -69,6 +69,7 @@ export async function runSteps<K extends NamespaceKind = never>(
       reject(
         new CasemateError('ERR_CASEMATE_LAUNCH_STEP', `Step ${name} failed: ${error.message}`, {
           step: name,
+          remedy: errnoRemedy,
           cause: error,
         }),
       );

@@ -8,7 +8,9 @@ export function kvmCall<T>(call: () => T): T {
 
 /** The error of a use after close. */
 export function closed(what: string): CasemateError {
-  return new CasemateError('ERR_CASEMATE_CLOSED', `This ${what} is closed`);
+  return new CasemateError('ERR_CASEMATE_CLOSED', `This ${what} is closed`, {
+    remedy: `Open or create another ${what}.`,
+  });
 }
 
 export function signalOption(value: unknown): AbortSignal | undefined {

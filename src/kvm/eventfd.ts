@@ -45,7 +45,11 @@ export class EventFd implements Disposable {
   async wait(options: { signal?: AbortSignal } = {}): Promise<bigint> {
     const signal = signalOption(object('options', options, ['signal']).signal);
     const handle = this.#open;
-    if (this.#waiting) throw new CasemateError('ERR_CASEMATE_STATE', 'A wait for this eventfd is under way');
+    if (this.#waiting) {
+      throw new CasemateError('ERR_CASEMATE_STATE', 'A wait for this eventfd is under way', {
+        remedy: 'Await it, or abort it by its signal, first.',
+      });
+    }
     if (signal?.aborted) throw abortError(signal);
     const cancel = () => handle.cancel();
     this.#waiting = true;

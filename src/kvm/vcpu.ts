@@ -1,4 +1,4 @@
-import { abortError, CasemateError, isSystemError } from '../errors.js';
+import { abortError, CasemateError, errnoRemedy, isSystemError } from '../errors.js';
 import { boolean, integer, invalid, object, oneOf } from '../is.js';
 import { native } from '../native.js';
 import { closed, kvmCall, maxU32, signalOption } from './common.js';
@@ -80,7 +80,8 @@ export class Vcpu implements Disposable, AsyncDisposable {
       }
     } catch (error) {
       if (this.#handle === undefined) throw closed('Vcpu');
-      throw isSystemError(error) ? new CasemateError('ERR_CASEMATE_KVM', error.message, { cause: error }) : error;
+      if (!isSystemError(error)) throw error;
+      throw new CasemateError('ERR_CASEMATE_KVM', error.message, { remedy: errnoRemedy, cause: error });
     } finally {
       this.#running = false;
       signal?.removeEventListener('abort', interrupt);
@@ -227,7 +228,10 @@ export class Vcpu implements Disposable, AsyncDisposable {
     const refused = msrs[this.#call((vcpu) => vcpu.setMsrs(memory))];
     if (refused === undefined) return;
     const { index, value } = refused;
-    throw new CasemateError('ERR_CASEMATE_KVM', `MSR 0x${index.toString(16)} cannot be set to 0x${value.toString(16)}`);
+    const what = `MSR 0x${index.toString(16)} cannot be set to 0x${value.toString(16)}`;
+    throw new CasemateError('ERR_CASEMATE_KVM', what, {
+      remedy: 'Set only MSRs of Kvm.getMsrIndexList(), to values that the CPUID of this vCPU allows.',
+    });
   }
 
   /** The LAPIC's registers, 1024 bytes (KVM_GET_LAPIC), where the LAPIC is KVM's. */
@@ -247,7 +251,11 @@ export class Vcpu implements Disposable, AsyncDisposable {
   getMpState(): state.MpState {
     const number = this.#call((vcpu) => vcpu.getMpState());
     const known = state.mpStates[number];
-    if (known === undefined) throw new CasemateError('ERR_CASEMATE_KVM', `KVM_GET_MP_STATE gave ${number}`);
+    if (known === undefined) {
+      throw new CasemateError('ERR_CASEMATE_KVM', `KVM_GET_MP_STATE gave ${number}`, {
+        remedy: 'This kernel has a state that this version of casemate does not know: use a newer casemate.',
+      });
+    }
     return known;
   }
 

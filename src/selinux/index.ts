@@ -1,4 +1,4 @@
-import { CasemateError, type CasemateErrorFields, isSystemError, wrapSystemError } from '../errors.js';
+import { CasemateError, type CasemateErrorFields, errnoRemedy, isSystemError, wrapSystemError } from '../errors.js';
 import { descriptor, integer, invalid, string } from '../is.js';
 import { native } from '../native.js';
 
@@ -95,7 +95,11 @@ export function fileContext(target: number | string): string {
         cause,
       });
     }
-    throw new CasemateError('ERR_CASEMATE_SYSTEM', cause.message, { step: 'fileContext', cause });
+    throw new CasemateError('ERR_CASEMATE_SYSTEM', cause.message, {
+      step: 'fileContext',
+      remedy: errnoRemedy,
+      cause,
+    });
   }
 }
 

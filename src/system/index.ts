@@ -7,7 +7,7 @@
  * @packageDocumentation
  */
 import { constants } from 'node:os';
-import { CasemateError, wrapSystemError } from '../errors.js';
+import { CasemateError, errnoRemedy, wrapSystemError } from '../errors.js';
 import { descriptor, integer, invalid, oneOf, string } from '../is.js';
 import { type RlimitResource, rlimitResources } from '../jail/steps.js';
 import { native } from '../native.js';
@@ -59,7 +59,10 @@ export class Pidfd implements Disposable {
   /** Its descriptor. */
   get fd(): number {
     if (this.#fd === undefined)
-      throw new CasemateError('ERR_CASEMATE_CLOSED', 'This Pidfd is closed', { step: 'pidfd' });
+      throw new CasemateError('ERR_CASEMATE_CLOSED', 'This Pidfd is closed', {
+        step: 'pidfd',
+        remedy: 'Open another Pidfd.',
+      });
     return this.#fd;
   }
 
@@ -163,5 +166,5 @@ export function landlockAbi(): number {
 }
 
 function system<T>(step: string, call: () => T): T {
-  return wrapSystemError('ERR_CASEMATE_SYSTEM', call, { step });
+  return wrapSystemError('ERR_CASEMATE_SYSTEM', call, { step, remedy: errnoRemedy });
 }

@@ -1,4 +1,5 @@
 import test from 'ava';
+import { CasemateError } from 'casemate';
 import { steps } from 'casemate/jail';
 import { encodePlan, planFormat } from '#lib/jail/encode.js';
 import {
@@ -536,7 +537,9 @@ test('encodePlan refuses a plan that makes no sense', (t) => {
     }),
   };
   for (const [what, senselessPlan] of Object.entries(senseless)) {
-    t.throws(() => encodePlan(senselessPlan), { code: 'ERR_CASEMATE_INVALID_OPTION' }, what);
+    const error = t.throws<CasemateError>(() => encodePlan(senselessPlan), { instanceOf: CasemateError }, what);
+    t.like(error, { code: 'ERR_CASEMATE_INVALID_OPTION', step: 'plan' }, what);
+    t.truthy(error?.remedy, what);
   }
   t.notThrows(() => encodePlan(plan([...Array.from({ length: 95 }, steps.session), end])));
   t.notThrows(() => encodePlan(plan([end], { descriptors: Array.from({ length: 24 }, (_, i) => `${i}`) })));

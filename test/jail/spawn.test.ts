@@ -14,8 +14,10 @@ import {
 } from 'node:fs';
 import { hostname, tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
+import type { CasemateError } from 'casemate';
 import {
   type NamespaceKind,
+  type Plan,
   runSteps,
   type Step,
   type StepName,
@@ -540,18 +542,26 @@ test('a descriptor of a socket pair can be taken once', async (t) => {
   t.regex(readlinkSync(`/proc/self/fd/${fd}`), /^socket:/);
   closeSync(fd);
   for (const name of ['ours', 'theirs', 'nobody']) {
-    t.throws(() => started.takeDescriptor(name), { code: 'ERR_CASEMATE_INVALID_OPTION' }, name);
+    const error = t.throws<CasemateError>(() => started.takeDescriptor(name), undefined, name);
+    t.like(error, { code: 'ERR_CASEMATE_INVALID_OPTION', step: name });
+    t.truthy(error?.remedy, name);
   }
   await started.exited;
 });
 
-test('a plan that makes no sense starts nothing', async (t) => {
+test('a plan that makes no sense starts nothing, and its error says what to do', async (t) => {
+  const refuses = async (plan: Plan, step: string, what: string) => {
+    const error = await t.throwsAsync<CasemateError>(spawn(plan), { name: 'CasemateError' }, what);
+    t.like(error, { code: 'ERR_CASEMATE_INVALID_OPTION', step }, what);
+    t.truthy(error?.remedy, what);
+  };
   const left = await leaks(async () => {
     const plan = { clone: [], descriptors: ['given'], steps: [steps.exec('/bin/true')], check: [] };
-    await t.throwsAsync(spawn(plan), { code: 'ERR_CASEMATE_INVALID_OPTION' }, 'a descriptor that is not given');
+    await refuses(plan, 'options.descriptors.given', 'a descriptor that is not given');
     const endless = { clone: [], descriptors: [], steps: [steps.session()], check: [] };
-    await t.throwsAsync(spawn(endless), { code: 'ERR_CASEMATE_INVALID_OPTION' }, 'no exec');
-    await t.throwsAsync(spawn({ ...endless, steps: [] }), { code: 'ERR_CASEMATE_INVALID_OPTION' }, 'no steps');
+    await refuses(endless, 'plan', 'no exec');
+    await refuses({ ...endless, steps: [] }, 'plan', 'no steps');
+    await refuses({ ...plan, cgroup: 'nobody' }, 'plan', 'an unknown cgroup');
   });
   t.deepEqual(left, []);
 });
