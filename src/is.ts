@@ -46,9 +46,14 @@ export function oneOf<const T extends string>(name: string, value: unknown, word
 }
 
 /** A plain object whose keys are all known: a misspelt option is an error, not a default. */
-export function object(name: string, value: unknown, known: readonly string[]): Record<string, unknown> {
+export function object(
+  name: string,
+  value: unknown,
+  known: readonly string[],
+  expected = 'an object',
+): Record<string, unknown> {
   // A Promise or a Map, say, has no keys of its own either, and would pass for an object without options.
-  if (Object.prototype.toString.call(value) !== '[object Object]') throw invalid(name, 'an object', value);
+  if (Object.prototype.toString.call(value) !== '[object Object]') throw invalid(name, expected, value);
   for (const key of Object.keys(value as object)) {
     if (!known.includes(key)) {
       throw invalid(`${name}.${key}`, `no such option (known are: ${known.join(', ')})`, (value as never)[key]);

@@ -138,11 +138,12 @@ function parseFile(name: string, value: unknown): FileSource {
     if (value.length === 0) throw invalid(name, 'bytes, at least one', value);
     return value;
   }
+  const expected = 'a path, a Uint8Array or { fd }';
   if (typeof value === 'string') {
-    if (value === '') throw invalid(name, 'a path, a Uint8Array or { fd }', value);
+    if (value === '') throw invalid(name, expected, value);
     return string(name, value);
   }
-  return { fd: descriptor(`${name}.fd`, object(name, value, ['fd']).fd) };
+  return { fd: descriptor(`${name}.fd`, object(name, value, ['fd'], expected).fd) };
 }
 
 function parseSignal(value: unknown): AbortSignal | undefined {

@@ -143,6 +143,16 @@ ava('every option of a wrong type, range or name is refused by name', async (t) 
   }
 });
 
+ava('a file of a wrong type is told what a file can be', async (t) => {
+  for (const name of ['guest', 'input']) {
+    for (const value of notFiles.filter((bad) => typeof bad !== 'string' && !(bad instanceof Uint8Array))) {
+      const error = await t.throwsAsync<CasemateError>(launch({ [name]: value }), { instanceOf: CasemateError });
+      t.regex(error?.message ?? '', /a path, a Uint8Array or \{ fd \}/);
+      t.regex(error?.remedy ?? '', /a path, a Uint8Array or \{ fd \}/);
+    }
+  }
+});
+
 ava('a bad option is told even where the signal is aborted already', async (t) => {
   const options = { memoryMib: 7, signal: AbortSignal.abort() };
   await t.throwsAsync(launch(options), { code: 'ERR_CASEMATE_INVALID_OPTION' });
