@@ -1,5 +1,6 @@
 import { constants, mkdirSync, openSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
+import { onAbort } from '../abort.js';
 import { CasemateError, type ErrorCode, isSystemError, type SystemErrorCause } from '../errors.js';
 import { readCaller } from '../host.js';
 import { builtFile, native } from '../native.js';
@@ -124,7 +125,6 @@ export function runLaunch(request: LaunchRequest): Promise<LaunchOutcome> {
   const descriptors = plan.given.map((name) => request.descriptors[name] ?? -1);
   return new Promise((resolve) => {
     const on = launcher();
-    const cancel = () => on.cancel(id);
     const id = on.launch(
       plan.bytes,
       descriptors,
@@ -139,11 +139,11 @@ export function runLaunch(request: LaunchRequest): Promise<LaunchOutcome> {
         }),
       },
       (outcome) => {
-        request.signal?.removeEventListener('abort', cancel);
+        unlisten();
         resolve(describeOutcome(plan, outcome));
       },
     );
-    request.signal?.addEventListener('abort', cancel, { once: true });
+    const unlisten = onAbort(request.signal, () => on.cancel(id));
   });
 }
 

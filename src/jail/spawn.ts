@@ -1,4 +1,5 @@
 import { constants } from 'node:os';
+import { onAbort } from '../abort.js';
 import { abortError, CasemateError } from '../errors.js';
 import { encodePlan } from './encode.js';
 import { launchError, reaped, runLaunch, type TimelineStep } from './launcher.js';
@@ -99,9 +100,8 @@ export async function spawn(plan: Plan, options: SpawnOptions = {}): Promise<Jai
     throw launchError(outcome);
   }
   const started = new JailedProcess(outcome.child, encoded.slots, outcome.steps);
-  const onAbort = () => started.kill();
-  signal?.addEventListener('abort', onAbort, { once: true });
-  if (signal?.aborted) onAbort();
-  started.exited.then(() => signal?.removeEventListener('abort', onAbort));
+  const unlisten = onAbort(signal, () => started.kill());
+  if (signal?.aborted) started.kill();
+  started.exited.then(unlisten);
   return started;
 }

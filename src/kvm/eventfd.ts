@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { abortError, CasemateError, wrapSystemError } from '../errors.js';
 import { integer, invalid, object } from '../is.js';
 import { native } from '../native.js';
@@ -51,15 +52,14 @@ export class EventFd implements Disposable {
       });
     }
     if (signal?.aborted) throw abortError(signal);
-    const cancel = () => handle.cancel();
     this.#waiting = true;
-    signal?.addEventListener('abort', cancel, { once: true });
+    const unlisten = onAbort(signal, () => handle.cancel());
     try {
       const count = await handle.wait();
       if (count !== 0n) return count;
     } finally {
       this.#waiting = false;
-      signal?.removeEventListener('abort', cancel);
+      unlisten();
     }
     throw signal?.aborted ? abortError(signal) : closed('EventFd');
   }

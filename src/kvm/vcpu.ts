@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { abortError, CasemateError, errnoRemedy, isSystemError } from '../errors.js';
 import { boolean, integer, invalid, object, oneOf } from '../is.js';
 import { native } from '../native.js';
@@ -68,9 +69,8 @@ export class Vcpu implements Disposable, AsyncDisposable {
     if (signal?.aborted) throw abortError(signal);
     if (this.#lastExit !== undefined) this.#exchange.answer(this.#lastExit);
 
-    const interrupt = () => handle.interrupt();
     this.#running = true;
-    signal?.addEventListener('abort', interrupt, { once: true });
+    const unlisten = onAbort(signal, () => handle.interrupt());
     try {
       const exited = handle.run(immediate, interruptWindow);
       this.#lastExit = undefined;
@@ -84,7 +84,7 @@ export class Vcpu implements Disposable, AsyncDisposable {
       throw new CasemateError('ERR_CASEMATE_KVM', error.message, { remedy: errnoRemedy, cause: error });
     } finally {
       this.#running = false;
-      signal?.removeEventListener('abort', interrupt);
+      unlisten();
     }
     if (signal?.aborted) throw abortError(signal);
     return { reason: 'intr' };

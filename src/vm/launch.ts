@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { abortError, CasemateError } from '../errors.js';
 import { type EncodedPlan, encodePlan } from '../jail/encode.js';
 import { caller, devNull, type LaunchOutcome, launchError, poolsFilled, reaped, runLaunch } from '../jail/launcher.js';
@@ -127,17 +128,17 @@ async function awaitDoorbell(
     (stamps) => rung(stamps),
   );
   vm.once('exit', (exit) => channels.exit.publish({ id, vm, exit }));
-  const onAbort = () => vm.end({ reason: 'killed' });
-  signal?.addEventListener('abort', onAbort, { once: true });
+  const kill = () => vm.end({ reason: 'killed' });
+  const unlisten = onAbort(signal, kill);
   // It may have been aborted where nobody listened: between the launcher's answer and now, or by a subscriber of ours.
-  if (signal?.aborted) onAbort();
+  if (signal?.aborted) kill();
   const elapsedMs = Number(process.hrtime.bigint() - t0) / 1e6;
   const endAfter = (ms: number) => setTimeout(() => vm.end({ reason: 'timeout' }), Math.max(1, ms - elapsedMs));
   const startLimit = endAfter(options.startTimeoutMs);
   const lifeLimit = options.timeoutMs === undefined ? undefined : endAfter(options.timeoutMs);
   vm.exited.then(() => {
     clearTimeout(lifeLimit);
-    signal?.removeEventListener('abort', onAbort);
+    unlisten();
   });
   const stamps = await Promise.race([doorbell, vm.exited.then(() => undefined)]);
   clearTimeout(startLimit);

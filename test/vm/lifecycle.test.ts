@@ -1,6 +1,6 @@
 /** A VM from launch() to its end: what it leaves behind, states, pausing, aborting, events, tracing. */
 import { channel, subscribe, unsubscribe } from 'node:diagnostics_channel';
-import { getEventListeners, once, setMaxListeners } from 'node:events';
+import { getEventListeners, getMaxListeners, once } from 'node:events';
 import { text } from 'node:stream/consumers';
 import { setTimeout as delay, setImmediate as immediate } from 'node:timers/promises';
 import { CasemateError, type ExitMessage, type LaunchMessage, launch, type Vm, type VmExit } from 'casemate';
@@ -79,7 +79,6 @@ test.serial('a launch aborted at any moment rejects with an AbortError, or gives
 test.serial('many launches aborted at once all reject with the reason, and leave nothing behind', async (t) => {
   const left = await leaks(async () => {
     const controller = new AbortController();
-    setMaxListeners(0, controller.signal);
     const launches = Array.from({ length: 40 }, () => launch({ guest: guest('spin'), signal: controller.signal }));
     controller.abort(new Error('enough'));
     for (const launched of launches) {
@@ -111,6 +110,24 @@ test.serial('a launch aborted before it resolves rejects, though its guest runs 
 });
 
 // ---- Aborting ------------------------------------------------------------------------------------------
+
+test.serial('one signal ends any number of VMs, without a warning about its listeners', async (t) => {
+  const warnings: string[] = [];
+  const note = ({ name }: Error) => warnings.push(name);
+  process.on('warning', note);
+  t.teardown(() => process.off('warning', note));
+  const controller = new AbortController();
+  t.teardown(() => controller.abort());
+  const { signal } = controller;
+  const vms = await Promise.all(Array.from({ length: 64 }, () => launch({ startPaused: true, signal })));
+  t.is(getEventListeners(signal, 'abort').length, 1);
+  controller.abort();
+  for (const vm of vms) t.deepEqual(await vm.exited, { reason: 'killed' });
+  await immediate();
+  t.is(getEventListeners(signal, 'abort').length, 0);
+  t.false(warnings.includes('MaxListenersExceededWarning'));
+  t.is(getMaxListeners(signal), getMaxListeners(new AbortController().signal));
+});
 
 test('a launch whose signal is aborted already creates nothing, and says why', async (t) => {
   const reason = new Error('changed my mind');
