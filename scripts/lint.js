@@ -9,7 +9,7 @@ import { conclude } from './suite.js';
 import { unlessSame } from './unless-same.js';
 
 const fix = process.argv.includes('--fix');
-const native = ['native', 'examples', 'test'].flatMap((folder) =>
+const native = ['native', 'examples', 'test', 'bench'].flatMap((folder) =>
   readdirSync(folder, { recursive: true }).map((file) => `${folder}/${file}`),
 );
 const headers = native.filter((file) => /\.(h|hpp)$/.test(file));

@@ -555,11 +555,20 @@ static void usage(void) {
   exit(2);
 }
 
+static long number(const char* text) {
+  char* end;
+  long value = strtol(text, &end, 10);
+  if (end == text || *end != '\0') {
+    usage();
+  }
+  return value;
+}
+
 /* The monitor lies next to this program. */
 static void find_monitor(void) {
   ssize_t length = readlink("/proc/self/exe", options.program, sizeof options.program - 8);
   must("readlink", length);
-  strcpy(options.program + length, "-vmm");
+  memcpy(options.program + length, "-vmm", sizeof "-vmm");
 }
 
 int main(int count, char** arguments) {
@@ -572,13 +581,11 @@ int main(int count, char** arguments) {
       options.cold = 1;
     } else if (strcmp(name, "--warm") == 0) {
       options.cold = 0;
-    } else if (i + 1 == count) {
-      usage();
-    } else if (strcmp(name, "--trials") == 0) {
-      options.trials = atoi(arguments[++i]);
-    } else if (strcmp(name, "--memory") == 0) {
-      options.memory_mib = atol(arguments[++i]);
-    } else if (strcmp(name, "--exec-only") == 0) {
+    } else if (i + 1 < count && strcmp(name, "--trials") == 0) {
+      options.trials = (int)number(arguments[++i]);
+    } else if (i + 1 < count && strcmp(name, "--memory") == 0) {
+      options.memory_mib = number(arguments[++i]);
+    } else if (i + 1 < count && strcmp(name, "--exec-only") == 0) {
       options.program_is_monitor = 0;
       if (realpath(arguments[++i], options.program) == NULL) {
         die(arguments[i]);

@@ -22,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static void die(const char *what) {
+static void die(const char* what) {
   perror(what);
   exit(1);
 }
@@ -33,7 +33,7 @@ static uint64_t monotonic(void) {
   return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-static void trial(char **arguments, int print) {
+static void trial(char** arguments, int print) {
   int word[2];
   if (pipe2(word, O_CLOEXEC) < 0) {
     die("pipe2");
@@ -60,7 +60,8 @@ static void trial(char **arguments, int print) {
   close(word[0]);
   posix_spawn_file_actions_destroy(&actions);
   if (size <= 0) {
-    fprintf(stderr, "start: nothing was heard of %s: it ended with status 0x%x\n", arguments[0], status);
+    fprintf(stderr, "start: nothing was heard of %s: it ended with status 0x%x\n", arguments[0],
+            status);
     exit(1);
   }
   if (!print) {
@@ -74,8 +75,10 @@ static void trial(char **arguments, int print) {
   printf("\"t2\":%ld,\"ended\":%ld}\n", (long)(t2 - t0), (long)(ended - t0));
 }
 
-int main(int count, char **arguments) {
-  if (count < 3) {
+int main(int count, char** arguments) {
+  char* end = NULL;
+  long trials = count < 3 ? 0 : strtol(arguments[1], &end, 10);
+  if (trials <= 0 || *end != '\0') {
     fprintf(stderr, "start TRIALS PROGRAM [ARGUMENT]...\n");
     return 2;
   }
@@ -84,7 +87,7 @@ int main(int count, char **arguments) {
     fcntl(fd, F_SETFD, FD_CLOEXEC);
   }
   trial(arguments + 2, 0);
-  for (int i = 0; i < atoi(arguments[1]); ++i) {
+  for (long i = 0; i < trials; ++i) {
     /* As the floor: the end of the one before goes on in the kernel for a while. */
     usleep(20000);
     trial(arguments + 2, 1);
