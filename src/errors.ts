@@ -16,8 +16,8 @@ export type ErrorCode =
   | 'ERR_CASEMATE_GUEST_IMAGE'
   /** A layer of the jail that was asked for cannot be had on this host. */
   | 'ERR_CASEMATE_LAYER_UNAVAILABLE'
-  /** User namespaces cannot be created here (sysctl, AppArmor, seccomp of a container). */
-  | 'ERR_CASEMATE_USER_NAMESPACES'
+  /** A namespace cannot be made here (sysctl, AppArmor, seccomp of a container); the message says of which kind. */
+  | 'ERR_CASEMATE_NAMESPACES'
   /** A step of the launch plan failed; `step` names it. */
   | 'ERR_CASEMATE_LAUNCH_STEP'
   /** The monitor's observed state is not what was asked for; it was ended before any guest code ran. */

@@ -233,19 +233,31 @@ const remedies: Readonly<Record<string, string>> = {
   keyring: 'This kernel has no keyrings, or its quota is used up: see /proc/sys/kernel/keys, or switch the layer off.',
 };
 
+/** Namespaces of a jail, the calls that fail where no more can be had, and what decides how many there may be. */
+const namespaceKinds = [
+  { kind: 'network', calls: /CLONE_NEWNET/, limits: '/proc/sys/user/max_net_namespaces' },
+  { kind: 'mount', calls: /CLONE_NEWNS/, limits: '/proc/sys/user/max_mnt_namespaces' },
+  {
+    kind: 'user',
+    calls: /CLONE_NEWUSER|[gu]id_map|setgroups/,
+    limits:
+      '/proc/sys/user/max_user_namespaces, kernel.unprivileged_userns_clone and ' +
+      'kernel.apparmor_restrict_unprivileged_userns',
+  },
+] as const;
+
 /** Namespaces that cannot be made: by far the most frequent reason why a jail cannot be had. */
 function namespaceError(step: string, cause: SystemErrorCause | undefined): CasemateError {
-  return new CasemateError(
-    'ERR_CASEMATE_USER_NAMESPACES',
-    `The namespaces of the jail cannot be made: ${cause?.message}`,
-    {
-      step,
-      remedy:
-        'See /proc/sys/user/max_user_namespaces, kernel.unprivileged_userns_clone and ' +
-        'kernel.apparmor_restrict_unprivileged_userns; `casemate doctor` says which of them is in the way.',
-      cause,
-    },
-  );
+  const found = namespaceKinds.find(({ calls }) => calls.test(cause?.syscall ?? ''));
+  const what = found === undefined ? 'The namespaces' : `A ${found.kind} namespace`;
+  return new CasemateError('ERR_CASEMATE_NAMESPACES', `${what} of the jail cannot be made: ${cause?.message}`, {
+    step,
+    remedy:
+      found === undefined
+        ? 'Run `casemate doctor` to see what this host lacks.'
+        : `See ${found.limits}; \`casemate doctor\` says what is in the way.`,
+    cause,
+  });
 }
 
 let nullDevice: number | undefined;

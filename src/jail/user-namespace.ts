@@ -27,7 +27,7 @@ const maxId = 0xffff_fffe;
  * A new user namespace with its maps written; user_namespaces(7). Enter it by the step `setns`, last.
  *
  * @returns its descriptor, close-on-exec, the caller's to close.
- * @throws CasemateError ERR_CASEMATE_INVALID_OPTION; ERR_CASEMATE_USER_NAMESPACES, with errno EPERM where a map says
+ * @throws CasemateError ERR_CASEMATE_INVALID_OPTION; ERR_CASEMATE_NAMESPACES, with errno EPERM where a map says
  * more than the caller may.
  */
 export function userNamespace(options: UserNamespaceOptions): number {
@@ -37,7 +37,7 @@ export function userNamespace(options: UserNamespaceOptions): number {
   const denySetgroups = boolean('options.denySetgroups', given.denySetgroups ?? true);
   const forbidNamespaces = boolean('options.forbidNamespaces', given.forbidNamespaces ?? false);
   return wrapSystemError(
-    'ERR_CASEMATE_USER_NAMESPACES',
+    'ERR_CASEMATE_NAMESPACES',
     () => native.makeUserNamespace(uids, gids, denySetgroups, forbidNamespaces),
     { step: 'userNamespace', remedy: 'Map only ids that are yours, or see `casemate doctor` for what is in the way.' },
   );

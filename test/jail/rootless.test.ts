@@ -160,36 +160,42 @@ const failing = `
   import { readFileSync } from 'node:fs';
   import { launch } from 'casemate';
   const children = () => readFileSync('/proc/self/task/' + process.pid + '/children', 'utf8');
+  const attempt = () => launch({ kvm: { fd: 3 } }).then(() => ({ message: 'it was launched' }), failure);
+  await attempt(); // the launcher, where there can be one, is here to stay
   const before = children();
-  const error = await launch({ kvm: { fd: 3 } }).then(() => ({ message: 'it was launched' }), failure);
+  const error = await attempt();
   tell({ ...error, left: children().length - before.length });
   process.exit();
 `;
 
-/** A user namespace of the test's own, in which no further one can be made. */
-const withoutUserNamespaces = (...then: string[]) => [
+/** A user namespace of the test's own, with none of one kind of namespace to give. */
+const without = (kind: 'user' | 'net', ...then: string[]) => [
   'unshare',
   '--user',
   '--map-root-user',
   'sh',
   '-c',
-  'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"',
+  `echo 0 > /proc/sys/user/max_${kind}_namespaces && exec "$@"`,
   'sh',
   ...then,
 ];
 
-for (const [who, then] of Object.entries({
-  'a user without rights': ['setpriv', '--bounding-set=-all', '--inh-caps=-all'],
-  'the root of a container': [],
-})) {
-  test(`${who}, where user namespaces cannot be made, is told so`, async (t) => {
+const told = [
+  ['a user without rights', 'user', 'user', ['setpriv', '--bounding-set=-all', '--inh-caps=-all']],
+  ['the root of a container', 'user', 'user', []],
+  ['the root of a container', 'network', 'net', []],
+] as const;
+
+for (const [who, name, kind, then] of told) {
+  test(`${who}, where ${name} namespaces cannot be made, is told so`, async (t) => {
     await withKvm(async ({ descriptors }) => {
-      const through = withoutUserNamespaces(...then);
+      const through = without(kind, ...then);
       const error = await tellsOf<Record<string, string>>(failing, { through, descriptors: descriptors ?? [] });
       const ENOSPC = 28;
-      const expected = { code: 'ERR_CASEMATE_USER_NAMESPACES', errno: -ENOSPC, left: 0 };
+      const expected = { code: 'ERR_CASEMATE_NAMESPACES', errno: -ENOSPC, left: 0 };
       t.like(error, expected, JSON.stringify(error));
-      t.regex(error.remedy ?? '', /max_user_namespaces/);
+      t.regex(error.message ?? '', new RegExp(`^A ${name} namespace of the jail cannot be made: `));
+      t.deepEqual(error.remedy?.match(/max_\w+_namespaces/g), [`max_${kind}_namespaces`]);
       t.truthy(error.step);
     });
   });

@@ -69,7 +69,7 @@ test('maps that make no sense are refused, and leave nothing behind', async (t) 
     }
     // Two ranges that overlap: for the kernel to say.
     const error = t.throws<CasemateError>(() => userNamespace({ uids: [range(0, 0, 2), range(1, 9, 1)], gids }));
-    t.like(error, { code: 'ERR_CASEMATE_USER_NAMESPACES', errno: -22, syscall: 'write(uid_map)' });
+    t.like(error, { code: 'ERR_CASEMATE_NAMESPACES', errno: -22, syscall: 'write(uid_map)' });
   });
   t.deepEqual(left, []);
 });
@@ -88,5 +88,5 @@ testAsUser('an ordinary user may map itself, and nobody else', async (t) => {
   `,
     { uid: 1234 },
   );
-  t.deepEqual(told, ['number', ['ERR_CASEMATE_USER_NAMESPACES', -1, 'write(uid_map)']]);
+  t.deepEqual(told, ['number', ['ERR_CASEMATE_NAMESPACES', -1, 'write(uid_map)']]);
 });
