@@ -4,12 +4,14 @@
 #include "addon/errors.hpp"
 #include "addon/file.hpp"
 #include "addon/module.hpp"
+#include "addon/plan.hpp"
 #include "addon/poll.hpp"
 #include "addon/stream.hpp"
 #include "jail/landlock.hpp"
 #include "jail/launcher.hpp"
 #include "jail/process_state.hpp"
 #include "jail/seccomp.hpp"
+#include "sys/clock.hpp"
 
 #include <cstring>
 #include <fcntl.h>
@@ -23,30 +25,15 @@ namespace {
 
 using jail::Launch;
 
-std::span<const std::byte> bytes_of(const Napi::Value& value) {
-  auto array = value.As<Napi::Uint8Array>();
-  return {reinterpret_cast<const std::byte*>(array.Data()), array.ByteLength()};
-}
-
 /// One launch under way, with everything the Launch points at.
 struct Flight {
   Launch launch;
   std::uint32_t id;
   std::vector<sys::Fd> given;
-  std::vector<std::byte> plan;
+  std::shared_ptr<const Plan::Contents> plan;
   std::vector<std::byte> configuration;
-  std::vector<std::byte> announcement;
-  std::vector<std::byte> release;
   Napi::FunctionReference callback;
 };
-
-std::vector<std::byte> copy_of(const Napi::Value& value) {
-  if (!value.IsTypedArray()) {
-    return {};
-  }
-  auto bytes = bytes_of(value);
-  return {bytes.begin(), bytes.end()};
-}
 
 class LauncherObject : public Napi::ObjectWrap<LauncherObject> {
 public:
@@ -105,39 +92,32 @@ public:
   }
 
 private:
-  /// launch(plan, descriptors, { controlSlot, configuration, announcement, release,
-  /// inHostMounts, deadline }, callback(outcome)): an id for cancel().
+  /// launch(plan, descriptors, configuration, timeout, callback(outcome)): an id for
+  /// cancel(). The configuration is what a program with a control socket finds there; the
+  /// timeout, in milliseconds, is for its announcement.
   Napi::Value launch(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     auto flight = std::make_unique<Flight>();
     Launch& launch = flight->launch;
-    flight->plan = copy_of(info[0]);
+    flight->plan = Plan::Unwrap(info[0].As<Napi::Object>())->contents();
+    const Plan::Contents& plan = *flight->plan;
+    launch.plan = plan.bytes;
+    launch.given = plan.given;
+    launch.in_host_mounts = plan.in_host_mounts;
+    launch.control_slot = plan.control_slot;
+    launch.announcement = plan.announcement;
+    launch.release = plan.release;
     auto descriptors = info[1].As<Napi::Array>();
-    auto options = info[2].As<Napi::Object>();
-    if (jail::PlanFault fault = jail::check_plan(flight->plan, descriptors.Length())) {
-      std::string where = fault.step == SIZE_MAX ? "" : " in step " + std::to_string(fault.step);
-      throw Napi::RangeError::New(env, std::string("invalid plan: ") + fault.reason + where);
-    }
-    launch.plan = flight->plan;
-    launch.given = descriptors.Length();
     std::fill(std::begin(launch.slots), std::end(launch.slots), -1);
-    for (std::uint32_t i = 0; i < launch.given; ++i) {
+    for (std::uint32_t i = 0; i < plan.given; ++i) {
       flight->given.push_back(given(descriptors.Get(i)));
       launch.slots[i] = flight->given.back().get();
     }
-    launch.in_host_mounts = options.Get("inHostMounts").ToBoolean();
-    bool lossless = true;
-    launch.deadline = options.Get("deadline").As<Napi::BigInt>().Uint64Value(&lossless);
-    if (Napi::Value slot = options.Get("controlSlot"); slot.IsNumber()) {
-      launch.control_slot = slot.As<Napi::Number>();
-      flight->configuration = copy_of(options.Get("configuration"));
-      flight->announcement = copy_of(options.Get("announcement"));
-      flight->release = copy_of(options.Get("release"));
-      launch.configuration = flight->configuration;
-      launch.announcement = flight->announcement;
-      launch.release = flight->release;
-    }
-    flight->callback = Napi::Persistent(info[3].As<Napi::Function>());
+    flight->configuration = copy_of(info[2]);
+    launch.configuration = flight->configuration;
+    launch.deadline =
+        sys::monotonic_ns() + info[3].As<Napi::Number>().Uint32Value() * std::uint64_t{1'000'000};
+    flight->callback = Napi::Persistent(info[4].As<Napi::Function>());
     std::uint32_t id = flight->id = next_id_++;
     flights_.push_back(std::move(flight));
     if (flights_.size() == 1) {
@@ -305,6 +285,7 @@ void init_jail(Napi::Env env, Napi::Object exports) {
   exports.Set("Launcher", LauncherObject::define(env));
   exports.Set("Child", Child::define(env));
   exports.Set("File", File::define(env));
+  exports.Set("Plan", Plan::define(env));
   exports.Set("Stream", Stream::define(env));
   exports.Set("makeUserNamespace", Napi::Function::New(env, make_user_namespace));
   exports.Set("compileSeccomp", Napi::Function::New(env, compile_seccomp));

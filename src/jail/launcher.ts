@@ -11,6 +11,7 @@ import {
   type NativeFile,
   type NativeLauncher,
   type NativeOutcome,
+  type NativePlan,
   stages,
 } from './native.js';
 import { type Caller, userIdRange } from './profiles.js';
@@ -89,23 +90,46 @@ export interface TimelineStep {
   readonly at: bigint;
 }
 
-/** What a launch gives to be run. */
-export interface LaunchRequest {
-  readonly plan: EncodedPlan;
-  /** By the plan's names: descriptors, which stay the caller's, and files, which are taken. */
-  readonly descriptors: Readonly<Record<string, number | NativeFile>>;
-  /** For a program that speaks a control protocol over a socket pair of the plan. */
-  readonly control?: {
-    readonly ours: string;
-    readonly configuration: Uint8Array;
-    readonly announcement: Uint8Array;
-    readonly release: Uint8Array;
-  };
+/** A plan made ready for any number of launches. */
+export interface LaunchPlan extends EncodedPlan {
+  readonly native: NativePlan;
+}
+
+/** How the launches of a plan go. */
+export interface LaunchPlanOptions {
+  /** For a program that speaks a control protocol: the name of our end of the socket, and the first message each way. */
+  readonly control?: { readonly ours: string; readonly announcement: Uint8Array; readonly release: Uint8Array };
   /** The plan's paths are the host's, not those of the prepared mount namespace. */
   readonly inHostMounts?: boolean;
-  readonly deadline: bigint;
+}
+
+/** Has the addon check a plan. */
+export function launchPlan(plan: EncodedPlan, { control, inHostMounts = false }: LaunchPlanOptions): LaunchPlan {
+  return {
+    ...plan,
+    native: new native.Plan(plan.bytes, plan.given.length, {
+      inHostMounts,
+      ...(control && {
+        controlSlot: plan.slots.get(control.ours) as number,
+        announcement: control.announcement,
+        release: control.release,
+      }),
+    }),
+  };
+}
+
+/** What a launch gives to be run. */
+export interface LaunchRequest {
+  readonly plan: LaunchPlan;
+  /** By the plan's names: descriptors, which stay the caller's, and files, which are taken. */
+  readonly descriptors: Readonly<Record<string, number | NativeFile>>;
+  /** What a program with a control protocol finds at its birth. */
+  readonly configuration?: Uint8Array;
   readonly signal?: AbortSignal | undefined;
 }
+
+/** How long a program may take to say that it has given up its rights: it is a millisecond's work. */
+const announcementTimeoutMs = 10_000;
 
 /** A launch's outcome in words: where it stopped, or how far it went. */
 export interface LaunchOutcome {
@@ -120,30 +144,15 @@ export interface LaunchOutcome {
 }
 
 /** Runs one launch. Never rejects: a failed launch has its `stage`, and a `child` to reap where there is one. */
-export function runLaunch(request: LaunchRequest): Promise<LaunchOutcome> {
-  const { plan, control } = request;
-  const descriptors = plan.given.map((name) => request.descriptors[name] ?? -1);
+export function runLaunch({ plan, descriptors, configuration, signal }: LaunchRequest): Promise<LaunchOutcome> {
+  const given = plan.given.map((name) => descriptors[name] ?? -1);
   return new Promise((resolve) => {
     const on = launcher();
-    const id = on.launch(
-      plan.bytes,
-      descriptors,
-      {
-        deadline: request.deadline,
-        inHostMounts: request.inHostMounts ?? false,
-        ...(control && {
-          controlSlot: plan.slots.get(control.ours) as number,
-          configuration: control.configuration,
-          announcement: control.announcement,
-          release: control.release,
-        }),
-      },
-      (outcome) => {
-        unlisten();
-        resolve(describeOutcome(plan, outcome));
-      },
-    );
-    const unlisten = onAbort(request.signal, () => on.cancel(id));
+    const id = on.launch(plan.native, given, configuration, announcementTimeoutMs, (outcome) => {
+      unlisten();
+      resolve(describeOutcome(plan, outcome));
+    });
+    const unlisten = onAbort(signal, () => on.cancel(id));
   });
 }
 

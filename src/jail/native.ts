@@ -4,6 +4,12 @@ import type { SystemErrorCause } from '../errors.js';
 export interface JailBinding {
   Launcher: new (options: NativeLauncherOptions) => NativeLauncher;
   Child: NativeChildConstructor;
+  /** Throws a RangeError where the plan is malformed. `given`: how many descriptors come with a launch. */
+  Plan: new (
+    bytes: Uint8Array,
+    given: number,
+    options: NativePlanOptions,
+  ) => NativePlan;
   /** A file to read, or a sealed memory file of contents. */
   File: new (
     source: string | Uint8Array,
@@ -49,13 +55,15 @@ export interface NativeLauncherOptions {
 
 export interface NativeLauncher {
   /**
-   * Throws a RangeError where the plan is malformed. The outcome always comes. Descriptors are copied and stay the
-   * caller's, files are taken.
+   * The outcome always comes. Descriptors, in the plan's order, are copied and stay the caller's; files are taken.
+   * `configuration` is for programs with a control protocol, and so is the timeout: for their announcement, in
+   * milliseconds.
    */
   launch(
-    plan: Uint8Array,
+    plan: NativePlan,
     descriptors: readonly (number | NativeFile)[],
-    options: NativeLaunchOptions,
+    configuration: Uint8Array | undefined,
+    timeoutMs: number,
     callback: (outcome: NativeOutcome) => void,
   ): number;
   /** A launch that still waits for its monitor's first message gives up. */
@@ -63,15 +71,19 @@ export interface NativeLauncher {
   ready(): { network: number; user: number };
 }
 
-export interface NativeLaunchOptions {
+/** A plan that the addon has checked. */
+export interface NativePlan {
+  readonly [brand]: 'plan';
+}
+
+declare const brand: unique symbol;
+
+export interface NativePlanOptions {
+  readonly inHostMounts: boolean;
   /** Slot of our end of the control socket; undefined for a plain program. */
-  controlSlot?: number;
-  configuration?: Uint8Array;
-  announcement?: Uint8Array;
-  release?: Uint8Array;
-  inHostMounts?: boolean;
-  /** CLOCK_MONOTONIC ns. */
-  deadline: bigint;
+  readonly controlSlot?: number;
+  readonly announcement?: Uint8Array;
+  readonly release?: Uint8Array;
 }
 
 /** enum class Stage of native/jail/launcher.hpp. */

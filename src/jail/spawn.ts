@@ -2,7 +2,7 @@ import { constants } from 'node:os';
 import { onAbort } from '../abort.js';
 import { abortError, CasemateError } from '../errors.js';
 import { encodePlan } from './encode.js';
-import { launchError, reaped, runLaunch, type TimelineStep } from './launcher.js';
+import { launchError, launchPlan, reaped, runLaunch, type TimelineStep } from './launcher.js';
 import type { NativeChild } from './native.js';
 import type { Plan } from './steps.js';
 
@@ -89,12 +89,8 @@ export async function spawn(plan: Plan, options: SpawnOptions = {}): Promise<Jai
       remedy: 'Give it the number of an open descriptor, or leave the name out of plan.descriptors.',
     });
   }
-  const outcome = await runLaunch({
-    plan: encoded,
-    descriptors,
-    inHostMounts: options.mounts !== 'prepared',
-    deadline: process.hrtime.bigint() + 10_000_000_000n,
-  });
+  const prepared = launchPlan(encoded, { inHostMounts: options.mounts !== 'prepared' });
+  const outcome = await runLaunch({ plan: prepared, descriptors });
   if (outcome.stage !== 'none' || outcome.child === undefined) {
     await reaped(outcome.child);
     throw launchError(outcome);

@@ -1,7 +1,17 @@
 import { onAbort } from '../abort.js';
 import { abortError, CasemateError } from '../errors.js';
-import { type EncodedPlan, encodePlan } from '../jail/encode.js';
-import { caller, devNull, type LaunchOutcome, launchError, poolsFilled, reaped, runLaunch } from '../jail/launcher.js';
+import { encodePlan } from '../jail/encode.js';
+import {
+  caller,
+  devNull,
+  type LaunchOutcome,
+  type LaunchPlan,
+  launchError,
+  launchPlan,
+  poolsFilled,
+  reaped,
+  runLaunch,
+} from '../jail/launcher.js';
 import { type Jail, monitorPlan } from '../jail/profiles.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
@@ -14,9 +24,6 @@ import { type LaunchOptions, type ParsedOptions, parseOptions } from './options.
 import { timeline } from './timeline.js';
 import { Vm } from './vm.js';
 import { bare, decodeEvent, encodeConfiguration, type MonitorEvent, wire } from './wire.js';
-
-/** How long a monitor may take to give up its rights: it is a millisecond's work. */
-const jailTimeoutMs = 10_000;
 
 let count = 0;
 
@@ -77,8 +84,7 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
         ...(options.jail.networkNamespaceFd !== undefined && { networkNamespace: options.jail.networkNamespaceFd }),
         ...(options.jail.cgroupFd !== undefined && { cgroup: options.jail.cgroupFd }),
       },
-      control: { ours: 'ourControl', configuration, announcement, release },
-      deadline: t0 + BigInt(jailTimeoutMs) * 1_000_000n,
+      configuration,
       signal: options.signal,
     });
   } finally {
@@ -93,14 +99,11 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
   return awaitDoorbell(id, options, plan, outcome, t0);
 }
 
-const announcement = bare(wire.events.jailed);
-const release = bare(wire.commands.run);
-
 /** Takes over a monitor that has been let go, until its guest has rung. */
 async function awaitDoorbell(
   id: string,
   options: ParsedOptions,
-  plan: EncodedPlan,
+  plan: LaunchPlan,
   outcome: LaunchOutcome,
   t0: bigint,
 ): Promise<Vm> {
@@ -267,15 +270,17 @@ function bornWith({ console, input, jail }: ParsedOptions): number[] {
   ];
 }
 
-const plans = new Map<string, EncodedPlan>();
+const plans = new Map<string, LaunchPlan>();
 
-/** The encoded plan of a launch: the same for all launches that ask for the same jail. */
-function planFor({ jail, console, input }: ParsedOptions): EncodedPlan {
+/** The plan of a launch: the same for all launches that ask for the same jail. */
+function planFor({ jail, console, input }: ParsedOptions): LaunchPlan {
   const key = `${jail.key} ${console} ${input !== undefined}`;
   let plan = plans.get(key);
   if (plan === undefined) {
     const monitor = { console, input: input !== undefined, numbers: wire.descriptors };
-    plan = encodePlan(monitorPlan(jail, caller(), monitor));
+    plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
+      control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
+    });
     plans.set(key, plan);
   }
   return plan;

@@ -554,6 +554,7 @@ const attempting = `
   import { encodePlan, steps } from 'casemate/jail';
   import { launcher, reaped } from '#lib/jail/launcher.js';
   import { stages } from '#lib/jail/native.js';
+  import { native } from '#lib/native.js';
   const allow = Buffer.from('060000000000ff7f', 'hex');
   const given = [openSync('/dev/null', 'r+'), openSync('/proc/self/ns/ipc', 'r')];
   const clone = ['mnt', 'uts', 'ipc', 'pid'];
@@ -566,8 +567,8 @@ const attempting = `
     count.plans += 1;
     const outcome = await new Promise((resolve) => {
       try {
-        const deadline = process.hrtime.bigint() + 10_000_000_000n;
-        launcher().launch(plan, descriptors, { deadline }, resolve);
+        const checked = new native.Plan(plan, descriptors.length, { inHostMounts: false });
+        launcher().launch(checked, descriptors, undefined, 10_000, resolve);
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
         resolve(undefined);
