@@ -60,7 +60,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   #onDoorbell: ((stamps: BigUint64Array) => void) | undefined;
   /** Calls of pause() and resume() take their turns. */
   #turn: Promise<void> = Promise.resolve();
-  #onAnswer: (() => void) | undefined;
+  /** What pause() or resume() has asked for and waits for. */
+  #asked: { readonly wanted: VmState; readonly answer: () => void } | undefined;
 
   /** @internal */
   constructor(parts: VmParts, onDoorbell: (stamps: BigUint64Array) => void) {
@@ -135,8 +136,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     const turn = this.#turn.then(async () => {
       if (this.#state === wanted) return;
       if (this.#state === 'exited') throw this.#closed('The VM has ended');
-      const answered = new Promise<void>((resolve) => {
-        this.#onAnswer = resolve;
+      const answered = new Promise<void>((answer) => {
+        this.#asked = { wanted, answer };
       });
       try {
         this.#parts.child.send(bare(command));
@@ -191,6 +192,10 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   }
 
   #onMessage(event: MonitorEvent | undefined): void {
+    // One that could go on and on, within the protocol, would have Node read and do nothing else.
+    if ((this.#guestExit ?? this.#failure ?? this.#blockedSyscall) !== undefined) {
+      return this.#violate('more after its last word');
+    }
     switch (event?.type) {
       case 'doorbell':
         if (this.#state !== 'starting') return this.#violate('a second doorbell');
@@ -198,10 +203,11 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
         return this.#onDoorbell?.(event.stamps);
       case 'paused':
       case 'resumed': {
-        const answer = this.#onAnswer;
-        if (answer === undefined) return this.#violate(`an unasked '${event.type}'`);
-        this.#onAnswer = undefined;
-        this.#state = event.type === 'paused' ? 'paused' : 'running';
+        const state = event.type === 'paused' ? 'paused' : 'running';
+        if (this.#asked?.wanted !== state) return this.#violate(`an unasked '${event.type}'`);
+        const { answer } = this.#asked;
+        this.#asked = undefined;
+        this.#state = state;
         answer();
         return void this.emit(event.type);
       }
