@@ -90,9 +90,13 @@ void Child::drain_control() {
       return;
     }
     if (size <= 0) {
-      // Hung up: its end is the pidfd's to tell.
+      // Hung up: its end is the pidfd's to tell. One that is ending keeps its exit code; one
+      // that lives on could no longer be told anything, and is ended.
       control_poll_.reset();
       parts_.control.reset();
+      if (parts_.pidfd) {
+        sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
+      }
       return;
     }
     Napi::HandleScope scope(env);

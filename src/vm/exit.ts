@@ -25,7 +25,7 @@ export type VmExit =
   | { readonly reason: 'internal-error'; readonly suberror: number; readonly registers: GuestRegisters | undefined }
   /** A system call of the monitor failed while the guest ran; negative errno. */
   | { readonly reason: 'host-error'; readonly errno: number }
-  /** `kill()`, a disposal, an aborted signal, or somebody else's SIGKILL. */
+  /** `kill()`, a disposal, an aborted signal, or somebody else's SIGKILL; also a monitor that hung up and lived on. */
   | { readonly reason: 'killed' }
   /** `timeoutMs` passed. */
   | { readonly reason: 'timeout' }
