@@ -1,7 +1,7 @@
 /** Other Node processes: as another user, in other namespaces, to be killed. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, cpSync, mkdtempSync, rmSync } from 'node:fs';
+import { chmodSync, copyFileSync, cpSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -18,21 +18,33 @@ export interface NodeOptions {
   args?: readonly string[];
 }
 
+/** A copy of the built library, gone with this process. */
+function packageCopy(): string {
+  const copy = mkdtempSync(join(tmpdir(), 'casemate-copy-'));
+  process.once('exit', () => rmSync(copy, { recursive: true }));
+  for (const file of ['package.json', 'lib', 'build/Release']) {
+    const filter = (path: string) => !path.includes('obj.target') && !path.endsWith('.a');
+    cpSync(join(root, file), join(copy, file), { recursive: true, filter });
+  }
+  chmodSync(copy, 0o755);
+  return copy;
+}
+
 let copied: string | undefined;
 
 /** A copy of the built library for users who may not read this one. */
 export function publicCopy(): string {
-  if (copied === undefined) {
-    const copy = mkdtempSync(join(tmpdir(), 'casemate-copy-'));
-    process.once('exit', () => rmSync(copy, { recursive: true }));
-    for (const file of ['package.json', 'lib', 'build/Release']) {
-      const filter = (path: string) => !path.includes('obj.target') && !path.endsWith('.a');
-      cpSync(join(root, file), join(copy, file), { recursive: true, filter });
-    }
-    chmodSync(copy, 0o755);
-    copied = copy;
-  }
+  copied ??= packageCopy();
   return copied;
+}
+
+/** A copy of the built library that launches a program of ours where it means its monitor. */
+export function packageWithMonitor(program: string): string {
+  const copy = packageCopy();
+  const monitor = join(copy, 'build/Release/casemate-vmm');
+  rmSync(monitor);
+  copyFileSync(program, monitor);
+  return copy;
 }
 
 /** What every script finds: `tell(value)` is what it has to say. */

@@ -1,7 +1,7 @@
 /** Programs that tests compile for themselves. */
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { chmodSync, existsSync, lstatSync, mkdirSync, readFileSync, renameSync } from 'node:fs';
+import { chmodSync, existsSync, lstatSync, mkdirSync, renameSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { root } from './index.js';
@@ -22,13 +22,17 @@ function compile(compiler: string, source: string, output: string, flags: readon
   return path;
 }
 
-/** The path of a static program of test/programs, compiled once per version of its source. */
+/** The path of a static program of test/programs, compiled once per version of its source and of what that includes. */
 export function program(name: string): string {
   const source = join(root, `test/programs/${name}.c`);
-  const version = createHash('sha256').update(readFileSync(source)).digest('hex').slice(0, 16);
+  const headers = ['-I', join(root, 'native')];
+  const { status, stdout, stderr } = spawnSync('gcc', ['-E', '-P', source, ...headers], { encoding: 'utf8' });
+  if (status !== 0) throw new Error(`${source} does not compile:\n${stderr}`);
+  const version = createHash('sha256').update(stdout).digest('hex').slice(0, 16);
   const output = `${name}-${version}`;
   const made = join(folder, output);
-  return existsSync(made) ? made : compile('gcc', source, output, ['-static', '-O1', '-Wall', '-Wextra', '-Werror']);
+  const flags = ['-static', '-O1', '-Wall', '-Wextra', '-Werror', ...headers];
+  return existsSync(made) ? made : compile('gcc', source, output, flags);
 }
 
 /** What a program of test/programs prints; it may include the headers of native/. */

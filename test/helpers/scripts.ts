@@ -15,7 +15,7 @@ import { setImmediate as immediate, setTimeout as delay } from 'node:timers/prom
 import { Worker } from 'node:worker_threads';
 import { launch, warmUp } from 'casemate';
 import { guest } from '${new URL('guests.js', import.meta.url)}';
-import { childrenOf, descriptorsOf, isAlive, within } from '${new URL('proc.js', import.meta.url)}';
+import { childrenOf, descriptorsOf, ifThere, isAlive, readProc, within } from '${new URL('proc.js', import.meta.url)}';
 const tell = (value) => process.stdout.write(JSON.stringify(value) + '\\n');
 function holdings() {
   const held = { children: childrenOf('self').length, threads: readdirSync('/proc/self/task').length };
@@ -56,10 +56,14 @@ export interface Ended {
   readonly errors: string;
 }
 
-/** Runs an ES module to its end; `meanwhile` gets the process at once. */
-export async function script(source: string, meanwhile?: (child: ChildProcess) => void): Promise<Ended> {
+/** Runs an ES module to its end, of the package in `cwd`; `meanwhile` gets the process at once. */
+export async function script(
+  source: string,
+  meanwhile?: (child: ChildProcess) => void,
+  cwd: string = root,
+): Promise<Ended> {
   const child = spawn(process.execPath, ['--input-type=module', '-e', prelude + source], {
-    cwd: root,
+    cwd,
     stdio: ['ignore', 'pipe', 'pipe'],
     timeout: 180_000,
     killSignal: 'SIGKILL',
