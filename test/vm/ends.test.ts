@@ -1,4 +1,7 @@
 /** How VMs end, one test for each way. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { constants } from 'node:os';
 import { launch, type VmExit } from 'casemate';
 import { flat, guest, stillborn } from '../helpers/guests.js';
 import { requires } from '../helpers/index.js';
@@ -6,6 +9,7 @@ import { isAlive } from '../helpers/proc.js';
 import { refused, run } from '../helpers/vm.js';
 
 const test = requires('kvm');
+const testWithTracer = requires('kvm', 'root', 'strace');
 
 // By itself: its time runs from launch() on, and a launch among many takes long.
 test.serial('timeoutMs ends a VM, and is the reason', async (t) => {
@@ -94,6 +98,29 @@ for (const [kind, port] of violations) {
 test('a guest at CPL 0 that reaches behind its memory is ended', async (t) => {
   const { exit } = await run({ guest: guest('violate'), args: ['mmio'], cpl: 0 });
   t.is(exit.reason, 'protocol');
+});
+
+test('where KVM cannot go on, it is an internal error, with the registers of its guest', async (t) => {
+  // At CPL 0: out 0xe0, eax; a large page of its own behind its memory (mov eax, 0x1fc000; mov ecx, 0xc0000083;
+  // mov [rax + 511 * 8], rcx), and into it (mov eax, 511 << 21; jmp rax). There is nothing to be fetched, by KVM either.
+  const wild = flat('e7e0 b800c01f00 b9830000c0 488988f80f0000 b80000e03f ffe0');
+  const { exit } = await run({ guest: wild, cpl: 0 });
+  const registers = { rip: 0x3fe0_0000n, rax: 0x3fe0_0000n, rcx: 0xc000_0083n };
+  t.like(exit, { reason: 'internal-error', suberror: 1 /* KVM_INTERNAL_ERROR_EMULATION */, registers });
+});
+
+testWithTracer('a system call of the monitor that fails while its guest runs is a host error', async (t) => {
+  // A guest has no way to that: its memory is anonymous, and files are copied before it runs. So the kernel's answer is
+  // exchanged; the filter, which sees a call without a number then, must be off for that.
+  const jail = { profile: 'custom', layers: { seccomp: 'off' } } as const;
+  await using vm = await launch({ guest: guest('spin'), jail, startPaused: true });
+  const inject = ['-o', '/dev/null', '-e', 'inject=ioctl:error=EFAULT:when=1'];
+  const tracer = spawn('strace', [...inject, '-p', String(vm.pid)], { stdio: ['ignore', 'ignore', 'pipe'] });
+  const [said] = await once(tracer.stderr, 'data');
+  t.regex(String(said), /attached/);
+  // It waits to be resumed, so KVM_RUN is its next ioctl; it may have ended before this has been answered.
+  await Promise.allSettled([vm.resume()]);
+  t.deepEqual(await vm.exited, { reason: 'host-error', errno: -constants.errno.EFAULT });
 });
 
 test('kill() ends a spinning guest, also twice, also after its end', async (t) => {
