@@ -7,11 +7,11 @@
 #include "addon/plan.hpp"
 #include "addon/poll.hpp"
 #include "addon/stream.hpp"
+#include "jail/clock.hpp"
 #include "jail/landlock.hpp"
 #include "jail/launcher.hpp"
 #include "jail/process_state.hpp"
 #include "jail/seccomp.hpp"
-#include "sys/clock.hpp"
 
 #include <cstring>
 #include <fcntl.h>
@@ -39,7 +39,8 @@ class LauncherObject : public Napi::ObjectWrap<LauncherObject> {
 public:
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "Launcher",
-                       {InstanceMethod<&LauncherObject::launch>("launch"),
+                       {InstanceMethod<&LauncherObject::expect>("expect"),
+                        InstanceMethod<&LauncherObject::launch>("launch"),
                         InstanceMethod<&LauncherObject::cancel>("cancel"),
                         InstanceMethod<&LauncherObject::ready>("ready")});
   }
@@ -92,6 +93,13 @@ public:
   }
 
 private:
+  /// expect(): launch() is about to be called.
+  void expect(const Napi::CallbackInfo&) {
+    if (flights_.empty()) { // or they are awake
+      launcher_->expect_launch();
+    }
+  }
+
   /// launch(plan, descriptors, configuration, timeout, callback(outcome)): an id for
   /// cancel(). The configuration is what a program with a control socket finds there; the
   /// timeout, in milliseconds, is for its announcement.
@@ -116,7 +124,7 @@ private:
     flight->configuration = copy_of(info[2]);
     launch.configuration = flight->configuration;
     launch.deadline =
-        sys::monotonic_ns() + info[3].As<Napi::Number>().Uint32Value() * std::uint64_t{1'000'000};
+        jail::monotonic_ns() + info[3].As<Napi::Number>().Uint32Value() * std::uint64_t{1'000'000};
     flight->callback = Napi::Persistent(info[4].As<Napi::Function>());
     std::uint32_t id = flight->id = next_id_++;
     flights_.push_back(std::move(flight));

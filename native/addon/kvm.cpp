@@ -102,15 +102,31 @@ private:
   kvm::Kvm kvm_;
 };
 
-/// For the launcher, which has the descriptor of a /dev/kvm and needs no object.
+/// For launches, which have the descriptor of a /dev/kvm and need no object.
+class Borrowed {
+public:
+  explicit Borrowed(const Napi::Value& fd) : kvm_{sys::Fd(fd.As<Napi::Number>().Int32Value())} {}
+  ~Borrowed() { kvm_.release(); }
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+
+  const kvm::Kvm& operator*() const { return kvm_; }
+
+private:
+  kvm::Kvm kvm_;
+};
+
 Napi::Value supported_cpuid(const Napi::CallbackInfo& info) {
-  const int fd = info[0].As<Napi::Number>().Int32Value();
-  kvm::Kvm borrowed{sys::Fd(fd)};
-  struct GiveBack {
-    kvm::Kvm& kvm;
-    ~GiveBack() { kvm.release(); }
-  } give_back{borrowed};
-  return cpuid_entries(info.Env(), borrowed, &kvm::Kvm::get_supported_cpuid);
+  return cpuid_entries(info.Env(), *Borrowed(info[0]), &kvm::Kvm::get_supported_cpuid);
+}
+
+Napi::Value run_size(const Napi::CallbackInfo& info) {
+  return number(info.Env(), (*Borrowed(info[0])).vcpu_mmap_size());
+}
+
+Napi::Value extension(const Napi::CallbackInfo& info) {
+  return number(info.Env(),
+                (*Borrowed(info[0])).check_extension(info[1].As<Napi::Number>().Uint32Value()));
 }
 
 } // namespace
@@ -122,6 +138,8 @@ const kvm::Kvm& kvm_of(const Napi::Value& value) {
 void init_kvm(Napi::Env env, Napi::Object exports) {
   KvmHandle::define(env, exports);
   exports.Set("kvmSupportedCpuid", Napi::Function::New(env, supported_cpuid, "kvmSupportedCpuid"));
+  exports.Set("kvmRunSize", Napi::Function::New(env, run_size, "kvmRunSize"));
+  exports.Set("kvmExtension", Napi::Function::New(env, extension, "kvmExtension"));
   init_kvm_vm(env, exports);
   init_kvm_vcpu(env, exports);
   init_eventfd(env, exports);

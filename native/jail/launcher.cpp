@@ -1,7 +1,7 @@
 #include "jail/launcher.hpp"
 
+#include "jail/clock.hpp"
 #include "jail/process_state.hpp"
-#include "sys/clock.hpp"
 #include "sys/clone.hpp"
 
 #include <algorithm>
@@ -43,6 +43,9 @@ SysError write_label(const Host& host, const char* path, const char* label, std:
 /// empty: making namespaces next to a monitor that creates its VM delays both.
 constexpr long settle_ns = 5'000'000;
 
+/// The most that Node takes from the call of launch() until it submits one, and more.
+constexpr std::uint64_t expectation_ns = 300'000;
+
 constexpr const char* exec_label = "thread-self/attr/exec";
 constexpr const char* socket_label = "thread-self/attr/sockcreate";
 
@@ -55,7 +58,7 @@ struct ChildContext {
 
 void child(void* argument) {
   auto* context = static_cast<ChildContext*>(argument);
-  context->report->started = sys::monotonic_ns();
+  context->report->started = monotonic_ns();
   run_steps(context->steps, context->count, context->slots, *context->report);
   call(__NR_exit_group, 127);
 }
@@ -247,13 +250,23 @@ Launch* Launcher::Queue::pop() {
   return launch;
 }
 
+void Launcher::expect_launch() {
+  expected_until_ = monotonic_ns() + expectation_ns;
+  work_.notify_one();
+}
+
 void Launcher::submit(Launch* launch) {
-  launch->moments[moment_submitted] = sys::monotonic_ns();
+  launch->moments[moment_submitted] = monotonic_ns();
   {
     Lock lock(mutex_);
     (launch->in_host_mounts ? host_queue_ : queue_).push(launch);
   }
-  (launch->in_host_mounts ? fill_ : work_).notify_one();
+  if (launch->in_host_mounts) {
+    fill_.notify_one();
+  } else if (work_.change(); awake_ == 0) {
+    // A task that is about to fall asleep looks at the queue once more.
+    work_.wake_one();
+  }
 }
 
 Launch* Launcher::take_done() {
@@ -285,6 +298,9 @@ void Launcher::launch_task(Task& task) {
         return;
       }
     }
+    if (launch == nullptr && wait_awake(seen)) {
+      continue;
+    }
     if (launch == nullptr) {
       if (!used_pools) {
         work_.wait(seen);
@@ -303,6 +319,20 @@ void Launcher::launch_task(Task& task) {
     }
     finish(launch);
   }
+}
+
+/// Where a launch is expected, until it may have been submitted; false where none was. To
+/// be woken takes 25 us, in which Node looks at the options of the launch.
+bool Launcher::wait_awake(std::uint32_t seen) {
+  if (monotonic_ns() >= expected_until_) {
+    return false;
+  }
+  ++awake_;
+  while (work_.count() == seen && monotonic_ns() < expected_until_) {
+    __builtin_ia32_pause();
+  }
+  --awake_;
+  return true;
 }
 
 /// Fills the pools, one namespace at a time, and sees to the launches that want the
@@ -396,7 +426,7 @@ void Launcher::finish(Launch* launch) {
 // ---- One launch ---------------------------------------------------------------
 
 void Launcher::run(Launch& launch, Task& task) {
-  launch.moments[moment_taken] = sys::monotonic_ns();
+  launch.moments[moment_taken] = monotonic_ns();
   if (launch.cancelled.load(std::memory_order_relaxed)) {
     // While it waited for its turn: it need not be born to be killed.
     launch.failed = Stage::prepare;
@@ -405,6 +435,8 @@ void Launcher::run(Launch& launch, Task& task) {
   }
   Expected expected = expectation(launch);
   bool launched = run_launcher_steps(launch, task, expected) && clone(launch, task);
+  // Now, and not with the launch: a monitor that hangs up is to be seen hanging up.
+  close_made(launch, true);
   if (SysError error = clear_labels(*host_, launch); error && launched) {
     // The next launch of this task would start under this one's label.
     launched = false;
@@ -414,7 +446,9 @@ void Launcher::run(Launch& launch, Task& task) {
   launch.user_id = expected.user_id;
   launched =
       launched && (launch.control_slot == CASEMATE_NO_SLOT || await_monitor(launch, expected));
-  close_made(launch, launched);
+  if (!launched) {
+    close_made(launch, false);
+  }
   if (!launched && launch.pidfd >= 0) {
     // It may be anywhere between clone3 and its guest. Whoever submitted it reaps it.
     call(__NR_pidfd_send_signal, launch.pidfd, 9 /* SIGKILL */, nullptr, 0);
@@ -431,9 +465,9 @@ bool Launcher::run_launcher_steps(Launch& launch, Task& task, Expected& expected
       launch.report.done = i;
       return false;
     }
-    launch.launcher_stamps[i] = sys::monotonic_ns();
+    launch.launcher_stamps[i] = monotonic_ns();
   }
-  launch.moments[moment_prepared] = sys::monotonic_ns();
+  launch.moments[moment_prepared] = monotonic_ns();
   return true;
 }
 
@@ -522,7 +556,7 @@ bool Launcher::clone(Launch& launch, Task& task) {
     NotDumpable guard(host_->rootless);
     launch.pid = sys::clone3(arguments, child, &context);
   }
-  launch.moments[moment_cloned] = sys::monotonic_ns();
+  launch.moments[moment_cloned] = monotonic_ns();
   if (launch.pid < 0) {
     launch.pidfd = -1;
     return fail(Stage::clone, check("clone3", launch.pid));
@@ -540,9 +574,9 @@ bool Launcher::await_monitor(Launch& launch, const Expected& expected) {
     launch.failed = Stage::monitor;
     return false;
   }
-  launch.moments[moment_jailed] = sys::monotonic_ns();
+  launch.moments[moment_jailed] = monotonic_ns();
   Mismatch mismatch = read_back(*host_, launch.pid, expected);
-  launch.moments[moment_checked] = sys::monotonic_ns();
+  launch.moments[moment_checked] = monotonic_ns();
   if (mismatch) {
     launch.failed = Stage::check;
     launch.mismatch = mismatch.aspect;
@@ -550,7 +584,7 @@ bool Launcher::await_monitor(Launch& launch, const Expected& expected) {
   } else {
     long sent = call(__NR_sendto, launch.slots[launch.control_slot], launch.release.data(),
                      launch.release.size(), MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0);
-    launch.moments[moment_released] = sys::monotonic_ns();
+    launch.moments[moment_released] = monotonic_ns();
     if (sent >= 0) {
       return true;
     }
@@ -573,7 +607,7 @@ bool Launcher::await_monitor(Launch& launch, const Expected& expected) {
 bool Launcher::receive_announcement(Launch& launch) {
   int control = launch.slots[launch.control_slot];
   while (true) {
-    std::uint64_t now = sys::monotonic_ns();
+    std::uint64_t now = monotonic_ns();
     if (launch.cancelled.load(std::memory_order_relaxed) || now >= launch.deadline) {
       launch.error = {"poll(control socket)", now >= launch.deadline ? ETIMEDOUT : ECANCELED};
       return false;

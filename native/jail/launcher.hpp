@@ -99,6 +99,8 @@ public:
   sys::SysError start();
   /// Readable when launches are done.
   int done_fd() const { return done_event_.get(); }
+  /// A launch is about to be submitted: a task wakes up meanwhile, and waits for it awake.
+  void expect_launch();
   void submit(Launch* launch);
   /// The launches done since the last call, oldest first.
   Launch* take_done();
@@ -135,6 +137,7 @@ private:
   sys::SysError start_task(void (Launcher::*body)(Task&));
   static void enter_as_process(void* task);
   void launch_task(Task& task);
+  bool wait_awake(std::uint32_t seen);
   void fill_task(Task& task);
 
   void run(Launch& launch, Task& task);
@@ -159,8 +162,10 @@ private:
   sys::Mutex mutex_; // guards all below
   // Each wakes as few as it must: every task that wakes during a launch takes a
   // processor from Node, from the monitor, or from the kernel's work for it.
-  sys::Changed work_; // for launch tasks
-  sys::Changed fill_; // for the task that fills the pools
+  sys::Changed work_;                            // for launch tasks
+  sys::Changed fill_;                            // for the task that fills the pools
+  std::atomic<std::uint64_t> expected_until_{0}; // CLOCK_MONOTONIC ns
+  std::atomic<std::uint32_t> awake_{0};          // tasks that wait for a launch awake
   bool stopping_ = false;
   Queue queue_;      // for tasks in the prepared mount namespace
   Queue host_queue_; // for the task in the host's

@@ -6,9 +6,9 @@
 // The plan was checked by check_plan() before the child existed.
 #include "jail/steps.hpp"
 
+#include "jail/clock.hpp"
 #include "jail/landlock.hpp"
 #include "jail/seccomp.hpp"
-#include "sys/clock.hpp"
 #include "sys/result.hpp"
 #include "sys/syscall.hpp"
 
@@ -287,7 +287,7 @@ void run_steps(const casemate_step* step, std::uint32_t count, const int* slots,
       report.error = error.number;
       return;
     }
-    report.stamps[i] = sys::monotonic_ns();
+    report.stamps[i] = monotonic_ns();
     report.done = i + 1;
   }
 }

@@ -97,6 +97,17 @@ public:
 
   // ---- State ----
 
+  /// For the next run() to put into effect, in place of an ioctl: KVM_CAP_SYNC_REGS. What
+  /// no processor could have is EINVAL there.
+  void stage_regs(const kvm_regs& regs) const {
+    state().s.regs.regs = regs;
+    state().kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+  }
+  void stage_sregs(const kvm_sregs& sregs) const {
+    state().s.regs.sregs = sregs;
+    state().kvm_dirty_regs |= KVM_SYNC_X86_SREGS;
+  }
+
   sys::SysError get_regs(kvm_regs& regs) const {
     return ioctl_check("ioctl(KVM_GET_REGS)", fd(), KVM_GET_REGS, &regs);
   }

@@ -12,6 +12,8 @@ namespace casemate::machine {
 namespace {
 
 constexpr std::size_t max_program_headers = 32;
+/// What is read of a file to see what it is: the headers of most.
+constexpr std::size_t start_size = 1024;
 
 bool has_magic(std::span<const std::byte> start) {
   return start.size() >= SELFMAG && std::memcmp(start.data(), ELFMAG, SELFMAG) == 0;
@@ -69,14 +71,26 @@ std::uint32_t check_header(const Elf64_Ehdr& header, std::uint64_t file_size) {
   return header.e_phoff + table_size > file_size ? CASEMATE_IMAGE_TRUNCATED : 0;
 }
 
-ImageError parse_elf(int file, std::uint64_t file_size, const Elf64_Ehdr& header,
+/// From the file's start where they are in it, as linkers put them.
+ImageError read_program_headers(int file, std::span<const std::byte> start,
+                                const Elf64_Ehdr& header, std::span<Elf64_Phdr> table) {
+  auto* to = reinterpret_cast<std::byte*>(table.data());
+  if (header.e_phoff <= start.size() && table.size_bytes() <= start.size() - header.e_phoff) {
+    std::memcpy(to, start.data() + header.e_phoff, table.size_bytes());
+    return {};
+  }
+  return read_exactly(file, header.e_phoff, to, table.size_bytes());
+}
+
+ImageError parse_elf(int file, std::uint64_t file_size, std::span<const std::byte> start,
                      const GuestMemory& memory, Image& image) {
+  Elf64_Ehdr header;
+  std::memcpy(&header, start.data(), sizeof header);
   if (const std::uint32_t reason = check_header(header, file_size)) {
     return {reason};
   }
   std::array<Elf64_Phdr, max_program_headers> table;
-  if (auto error = read_exactly(file, header.e_phoff, reinterpret_cast<std::byte*>(table.data()),
-                                header.e_phnum * sizeof(Elf64_Phdr))) {
+  if (auto error = read_program_headers(file, start, header, {table.data(), header.e_phnum})) {
     return error;
   }
   bool entry_is_code = false;
@@ -125,22 +139,22 @@ ImageError parse_image(int file, std::uint64_t file_size, std::uint32_t format,
   if (file_size == 0) {
     return {CASEMATE_IMAGE_EMPTY};
   }
-  Elf64_Ehdr header{};
-  const std::uint64_t start = std::min<std::uint64_t>(file_size, sizeof header);
-  if (auto error = read_exactly(file, 0, reinterpret_cast<std::byte*>(&header), start)) {
+  std::array<std::byte, start_size> buffer;
+  const std::span start(buffer.data(), std::min<std::uint64_t>(file_size, start_size));
+  if (auto error = read_exactly(file, 0, start.data(), start.size())) {
     return error;
   }
-  const bool is_elf = has_magic({reinterpret_cast<const std::byte*>(&header), start});
+  const bool is_elf = has_magic(start);
   if (format == CASEMATE_IMAGE_FLAT || (format == CASEMATE_IMAGE_AUTO && !is_elf)) {
     return parse_flat(file_size, memory, image);
   }
-  if (start < sizeof header) {
+  if (start.size() < sizeof(Elf64_Ehdr)) {
     return {CASEMATE_IMAGE_TRUNCATED};
   }
   if (!is_elf) {
     return {CASEMATE_IMAGE_NOT_X86_64};
   }
-  return parse_elf(file, file_size, header, memory, image);
+  return parse_elf(file, file_size, start, memory, image);
 }
 
 ImageError load_image(int file, const Image& image, const GuestMemory& memory) {

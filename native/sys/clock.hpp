@@ -6,8 +6,8 @@
 
 namespace casemate::sys {
 
-/// CLOCK_MONOTONIC in nanoseconds, by the real system call (about 0.1 us): the
-/// vDSO is libc's to find, and neither the child nor the monitor has a libc.
+/// CLOCK_MONOTONIC in nanoseconds, by the real system call (about 0.1 us): the vDSO is
+/// libc's to find, and the monitor has none.
 inline std::uint64_t monotonic_ns() {
   struct {
     long seconds;

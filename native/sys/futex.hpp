@@ -72,6 +72,9 @@ public:
   }
   /// Wakes one waiter: for a change that one task sees to.
   void notify_one() { notify(1); }
+  /// The two halves of notify_one(), for who knows that nobody sleeps.
+  void change() { word_.fetch_add(1); }
+  void wake_one() { futex_wake(word_, 1); }
   void notify_all() { notify(1 << 30); }
 
 private:

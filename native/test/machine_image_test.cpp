@@ -126,16 +126,31 @@ TEST("a file that becomes shorter while it is loaded is refused") {
   REQUIRE(mapped.ok());
   const GuestMemory memory(mapped.value().data(), ram);
   const sys::Fd file = file_of(&elf, sizeof elf);
-  Image image;
-  CHECK(!machine::parse_image(file.get(), sizeof elf, CASEMATE_IMAGE_ELF, memory, image));
-  CHECK_EQ(ftruncate(file.get(), sizeof elf - 1), 0);
-  CHECK_EQ(machine::load_image(file.get(), image, memory).reason,
-           std::uint32_t{CASEMATE_IMAGE_TRUNCATED});
-  Image again;
-  CHECK_EQ(machine::parse_image(file.get(), 1 << 20, CASEMATE_IMAGE_FLAT, memory, again).reason,
-           0u);
-  CHECK_EQ(machine::load_image(file.get(), again, memory).reason,
-           std::uint32_t{CASEMATE_IMAGE_TRUNCATED});
+  for (const auto format : {CASEMATE_IMAGE_ELF, CASEMATE_IMAGE_FLAT}) {
+    Image image;
+    CHECK_EQ(ftruncate(file.get(), sizeof elf), 0);
+    CHECK(!machine::parse_image(file.get(), sizeof elf, format, memory, image));
+    CHECK_EQ(ftruncate(file.get(), sizeof elf - 1), 0);
+    CHECK_EQ(machine::load_image(file.get(), image, memory).reason,
+             std::uint32_t{CASEMATE_IMAGE_TRUNCATED});
+    CHECK_EQ(machine::parse_image(file.get(), sizeof elf, format, memory, image).reason,
+             std::uint32_t{CASEMATE_IMAGE_TRUNCATED});
+  }
+}
+
+TEST("program headers may lie anywhere in the file") {
+  Elf elf;
+  for (const std::size_t at : {1024 - sizeof elf.segments, 1025 - sizeof elf.segments,
+                               std::size_t{1024}, std::size_t{70'000}}) {
+    elf.header.e_phoff = at;
+    std::vector<std::byte> bytes(at + sizeof elf.segments);
+    std::memcpy(bytes.data(), &elf, sizeof elf);
+    std::memcpy(bytes.data() + at, elf.segments, sizeof elf.segments);
+    Image image;
+    CHECK_EQ(parse(bytes.data(), bytes.size(), image), 0u);
+    CHECK_EQ(image.count, 2u);
+    CHECK_EQ(parse(bytes.data(), bytes.size() - 1, image), std::uint32_t{CASEMATE_IMAGE_TRUNCATED});
+  }
 }
 
 TEST("what is not x86-64 ELF is refused as that") {

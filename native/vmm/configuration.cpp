@@ -12,6 +12,8 @@ namespace casemate::vmm {
 namespace {
 
 constexpr int msg_trunc = 0x20;
+/// Of a vCPU's mapping, which is a few pages.
+constexpr std::uint32_t max_run_size = 1024 * 1024;
 
 /// Kinds of file, in st_mode: <linux/stat.h> leaves them to libc.
 constexpr unsigned kind_mask = 0170000;
@@ -59,7 +61,8 @@ bool is_valid(const casemate_configure& head) {
          head.memory_size % machine::large_page_size == 0 && (head.flags & ~known_flags) == 0 &&
          head.format <= CASEMATE_IMAGE_FLAT && head.vcpu_count == 1 &&
          (head.cpl == 0 || head.cpl == 3) && head.cpuid_count <= CASEMATE_MAX_CPUID &&
-         head.arguments_size <= CASEMATE_MAX_ARGUMENTS_SIZE && head.reserved == 0;
+         head.arguments_size <= CASEMATE_MAX_ARGUMENTS_SIZE && head.run_size >= sizeof(kvm_run) &&
+         head.run_size <= max_run_size;
 }
 
 /// Whether `bytes` are exactly `count` strings, each with its NUL.
@@ -104,6 +107,7 @@ Configuration receive_configuration(ConfigurationMessage& message) {
   configuration.flags = head.flags;
   configuration.format = head.format;
   configuration.cpl = head.cpl;
+  configuration.run_size = head.run_size;
   configuration.cpuid = cpuid;
   configuration.argument_count = head.argument_count;
   configuration.arguments = {message.rest + cpuid_size, head.arguments_size};

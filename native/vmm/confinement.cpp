@@ -37,20 +37,11 @@ constexpr std::uint32_t page_advice[] = {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE};
 constexpr std::uint32_t set_flags[] = {F_SETFL}; // F_SETOWN would let SIGIO hit others
 
 constexpr std::uint32_t setup_ioctls[] = {
-    KVM_CREATE_VM,
-    KVM_SET_USER_MEMORY_REGION,
-    KVM_SET_TSS_ADDR,
-    KVM_ENABLE_CAP,
-    KVM_GET_VCPU_MMAP_SIZE,
-    KVM_CREATE_VCPU,
-    KVM_SET_SREGS,
-    KVM_SET_REGS,
-    CASEMATE_KVM_SET_CPUID2,
-    KVM_RUN,
-    KVM_GET_REGS,
+    KVM_CREATE_VM,   KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR, KVM_ENABLE_CAP,
+    KVM_CREATE_VCPU, CASEMATE_KVM_SET_CPUID2,    KVM_RUN,          KVM_GET_REGS,
     KVM_GET_SREGS,
 };
-constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS};
+constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS};
 
 /// What both phases need: filters add up, so what the second allows, the first does too.
 constexpr std::array common_rules{

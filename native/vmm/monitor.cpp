@@ -117,20 +117,18 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   check(CASEMATE_SETUP_IRQCHIP, vm.enable_split_irqchip(ioapic_pins));
   timeline.stamp(CASEMATE_STAMP_IRQCHIP);
 
-  const int run_size = take(CASEMATE_SETUP_VCPU, kvm.vcpu_mmap_size());
-  const auto vcpu =
-      take(CASEMATE_SETUP_VCPU, vm.create_vcpu(0, static_cast<std::size_t>(run_size)));
+  const auto vcpu = take(CASEMATE_SETUP_VCPU, vm.create_vcpu(0, configuration.run_size));
   interrupt_on_control(vcpu);
   check(CASEMATE_SETUP_VCPU, vcpu.set_cpuid2(configuration.cpuid));
-  check(CASEMATE_SETUP_VCPU, vcpu.set_sregs(machine::entry_system_registers(
-                                 configuration.cpl, machine::is_amd(*configuration.cpuid))));
+  vcpu.stage_sregs(
+      machine::entry_system_registers(configuration.cpl, machine::is_amd(*configuration.cpuid)));
   timeline.stamp(CASEMATE_STAMP_VCPU);
 
   // The last filter: from here on everything comes from the guest. Its image is read
   // under it, too.
   check(CASEMATE_SETUP_JAIL, confine_guest(configuration));
   timeline.stamp(CASEMATE_STAMP_CONFINED);
-  check(CASEMATE_SETUP_VCPU, vcpu.set_regs(machine::entry_registers(load(configuration, memory))));
+  vcpu.stage_regs(machine::entry_registers(load(configuration, memory)));
   timeline.stamp(CASEMATE_STAMP_LOADED);
 
   await_run();

@@ -81,7 +81,7 @@ struct casemate_configure {
   __u32 cpuid_count;
   __u32 argument_count;
   __u32 arguments_size; /* bytes */
-  __u32 reserved;       /* 0 */
+  __u32 run_size;       /* bytes of a vCPU's mapping, KVM_GET_VCPU_MMAP_SIZE */
 };
 
 /* ---- Monitor to Node ---------------------------------------------------- */

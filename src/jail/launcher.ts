@@ -48,6 +48,11 @@ export function launcher(): NativeLauncher {
 
 let made: NativeLauncher | undefined;
 
+/** Has the launcher wake up while the options of a launch are looked at, where there is one already. */
+export function expectLaunch(): void {
+  made?.expect();
+}
+
 function makeLauncher(): NativeLauncher {
   const { rootless, uid, gid, userIds } = caller();
   try {

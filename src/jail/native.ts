@@ -54,6 +54,8 @@ export interface NativeLauncherOptions {
 }
 
 export interface NativeLauncher {
+  /** A launch is about to come: a task of the launcher wakes up meanwhile. */
+  expect(): void;
   /**
    * The outcome always comes. Descriptors, in the plan's order, are copied and stay the caller's; files are taken.
    * `configuration` is for programs with a control protocol, and so is the timeout: for their announcement, in

@@ -19,6 +19,10 @@ export interface KvmBinding {
 
   /** KVM_GET_SUPPORTED_CPUID of the descriptor of a /dev/kvm: struct kvm_cpuid_entry2, 40 bytes each. */
   kvmSupportedCpuid(fd: number): Uint8Array;
+  /** KVM_GET_VCPU_MMAP_SIZE, likewise. */
+  kvmRunSize(fd: number): number;
+  /** KVM_CHECK_EXTENSION, likewise. */
+  kvmExtension(fd: number, capability: number): number;
 }
 
 export interface KvmHandle {

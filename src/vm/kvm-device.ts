@@ -58,19 +58,44 @@ export function kvmOpenError(cause: SystemErrorCause): CasemateError {
   });
 }
 
-let table: Uint8Array | undefined;
+/** What a monitor is told of its guest's one vCPU, so that it need not ask KVM. */
+export interface VcpuFacts {
+  /** struct kvm_cpuid_entry2[]. */
+  readonly cpuid: Uint8Array;
+  /** Of its mapping, in bytes. */
+  readonly runSize: number;
+}
 
-/** The CPUID table of a guest's one vCPU: asking KVM takes 350 µs, so it is asked once. */
-export function cpuidTable(kvm: number): Uint8Array {
-  if (table === undefined) {
-    // Also the first thing that a /dev/kvm without KVM behind it cannot answer.
-    const answer = wrapSystemError('ERR_CASEMATE_KVM_UNAVAILABLE', () => native.kvmSupportedCpuid(kvm), {
+let facts: VcpuFacts | undefined;
+
+/** Asked once: the CPUID table alone takes KVM 350 µs. */
+export function vcpuFacts(kvm: number): VcpuFacts {
+  facts ??= askFacts(kvm);
+  return facts;
+}
+
+/** KVM_CAP_SYNC_REGS: general and system registers come with KVM_RUN (Linux 4.17). */
+const syncRegs = 74;
+const neededRegs = 0b11;
+
+function askFacts(kvm: number): VcpuFacts {
+  // Also the first things that a /dev/kvm without KVM behind it cannot answer.
+  const answer = wrapSystemError(
+    'ERR_CASEMATE_KVM_UNAVAILABLE',
+    () => ({
+      cpuid: native.kvmSupportedCpuid(kvm),
+      runSize: native.kvmRunSize(kvm),
+      synced: native.kvmExtension(kvm, syncRegs),
+    }),
+    { step: path, remedy: kvmRemedy },
+  );
+  if ((answer.synced & neededRegs) !== neededRegs) {
+    throw new CasemateError('ERR_CASEMATE_KVM', 'This KVM takes no registers with KVM_RUN (KVM_CAP_SYNC_REGS)', {
       step: path,
-      remedy: kvmRemedy,
+      remedy: 'Use Linux 4.17 or newer.',
     });
-    const supported = decodeCpuid(answer);
-    // Without the head of struct kvm_cpuid2: the configuration has its own count.
-    table = encodeCpuid(guestCpuid(supported, { vcpu: 0, vcpus: 1 })).subarray(8);
   }
-  return table;
+  const supported = decodeCpuid(answer.cpuid);
+  // Without the head of struct kvm_cpuid2: the configuration has its own count.
+  return { cpuid: encodeCpuid(guestCpuid(supported, { vcpu: 0, vcpus: 1 })).subarray(8), runSize: answer.runSize };
 }

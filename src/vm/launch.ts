@@ -4,6 +4,7 @@ import { encodePlan } from '../jail/encode.js';
 import {
   caller,
   devNull,
+  expectLaunch,
   type LaunchOutcome,
   type LaunchPlan,
   launchError,
@@ -19,7 +20,7 @@ import * as selinux from '../selinux/index.js';
 import { channels } from './channels.js';
 import { describeExit } from './exit.js';
 import { builtInGuest, LaunchFiles } from './files.js';
-import { cpuidTable, kvmDevice } from './kvm-device.js';
+import { kvmDevice, vcpuFacts } from './kvm-device.js';
 import { type LaunchOptions, type ParsedOptions, parseOptions } from './options.js';
 import { timeline } from './timeline.js';
 import { Vm } from './vm.js';
@@ -43,6 +44,7 @@ let count = 0;
  */
 export async function launch(options: LaunchOptions = {}): Promise<Vm> {
   const t0 = process.hrtime.bigint();
+  expectLaunch();
   const parsed = parseOptions(options);
   if (parsed.signal?.aborted) throw abortError(parsed.signal);
   count += 1;
@@ -71,7 +73,7 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
       flags: configurationFlags(options),
       format: options.format,
       cpl: options.cpl,
-      cpuid: cpuidTable(kvm),
+      ...vcpuFacts(kvm),
       args: options.args,
     });
     launching = runLaunch({
@@ -296,7 +298,7 @@ function planFor({ jail, console, input }: ParsedOptions): LaunchPlan {
 export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   const parsed = parseOptions(options);
   checkLayers(parsed.jail);
-  cpuidTable(kvmDevice(parsed.kvmFd));
+  vcpuFacts(kvmDevice(parsed.kvmFd));
   planFor(parsed);
   devNull();
   if (parsed.guest === undefined) builtInGuest();

@@ -100,6 +100,8 @@ export interface Configuration {
   cpl: 0 | 3;
   /** struct kvm_cpuid_entry2[]. */
   cpuid: Uint8Array;
+  /** Of a vCPU's mapping, in bytes. */
+  runSize: number;
   args: readonly string[];
 }
 
@@ -126,7 +128,7 @@ export function encodeConfiguration(configuration: Configuration): Uint8Array {
   words[10] = cpuid.length / wire.cpuidEntrySize;
   words[11] = args.length;
   words[12] = bytes.length - wire.configureSize - cpuid.length;
-  words[13] = 0;
+  words[13] = configuration.runSize;
   return bytes;
 }
 

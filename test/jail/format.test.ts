@@ -337,7 +337,8 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
 withCompiler('a configuration is struct casemate_configure', (t) => {
   const cpuid = Uint8Array.from({ length: 80 }, (_, i) => i);
   const args = ['guest', 'ü'];
-  const encoded = encodeConfiguration({ memorySize: 0x1_0020_0000, flags: 21, format: 'flat', cpl: 3, cpuid, args });
+  const numbers = { memorySize: 0x1_0020_0000, flags: 21, cpl: 3, runSize: 12288 } as const;
+  const encoded = encodeConfiguration({ ...numbers, format: 'flat', cpuid, args });
   const bytes = Buffer.from(encoded);
   const u32 = (field: string) => bytes.readUInt32LE(c(field));
   t.is(u32('casemate_command.type'), c('CASEMATE_COMMAND_CONFIGURE'));
@@ -352,6 +353,7 @@ withCompiler('a configuration is struct casemate_configure', (t) => {
   t.is(u32('casemate_configure.cpuid_count'), 2);
   t.is(u32('casemate_configure.argument_count'), 2);
   t.is(u32('casemate_configure.arguments_size'), 9);
+  t.is(u32('casemate_configure.run_size'), 12288);
   const size = c('sizeof casemate_configure');
   t.deepEqual(bytes.subarray(size, size + 80), Buffer.from(cpuid));
   t.is(bytes.toString('utf8', size + 80), 'guest\0ü\0');

@@ -209,6 +209,7 @@ int main() {
   OFFSET(casemate_configure, cpuid_count);
   OFFSET(casemate_configure, argument_count);
   OFFSET(casemate_configure, arguments_size);
+  OFFSET(casemate_configure, run_size);
 
   CONSTANT(CASEMATE_EVENT_JAILED);
   CONSTANT(CASEMATE_EVENT_DOORBELL);
