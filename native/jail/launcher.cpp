@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/socket.h>
 
 namespace casemate::jail {
@@ -251,6 +252,7 @@ Launch* Launcher::Queue::pop() {
 }
 
 void Launcher::expect_launch() {
+  node_cpu_ = static_cast<unsigned>(::sched_getcpu());
   expected_until_ = monotonic_ns() + expectation_ns;
   work_.notify_one();
 }
@@ -303,7 +305,7 @@ void Launcher::launch_task(Task& task) {
     }
     if (launch == nullptr) {
       if (!used_pools) {
-        work_.wait(seen);
+        sleep_elsewhere(seen);
       } else if (!work_.wait_for(seen, settle_ns)) {
         fill_.notify_one();
         used_pools = false;
@@ -333,6 +335,28 @@ bool Launcher::wait_awake(std::uint32_t seen) {
   }
   --awake_;
   return true;
+}
+
+/// Sleeps until there is work, on any processor but Node's. In a virtual machine an idle
+/// processor counts as taken by the host, so that the kernel would wake this task behind
+/// Node, who is busy with the launch that it is woken for.
+void Launcher::sleep_elsewhere(std::uint32_t seen) {
+  std::uint64_t allowed[16]; // 1024 processors; a kernel for more says EINVAL
+  long size = call(__NR_sched_getaffinity, 0, sizeof allowed, allowed);
+  if (size > 0) {
+    const unsigned cpu = node_cpu_;
+    std::uint64_t others[16];
+    std::copy_n(allowed, 16, others);
+    if (cpu < static_cast<unsigned>(size) * 8) {
+      others[cpu / 64] &= ~(std::uint64_t{1} << cpu % 64);
+    }
+    // EINVAL where there is no other one.
+    call(__NR_sched_setaffinity, 0, size, others);
+  }
+  work_.wait(seen);
+  if (size > 0) {
+    call(__NR_sched_setaffinity, 0, size, allowed); // or the monitor would inherit it
+  }
 }
 
 /// Fills the pools, one namespace at a time, and sees to the launches that want the

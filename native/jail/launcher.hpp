@@ -138,6 +138,7 @@ private:
   static void enter_as_process(void* task);
   void launch_task(Task& task);
   bool wait_awake(std::uint32_t seen);
+  void sleep_elsewhere(std::uint32_t seen);
   void fill_task(Task& task);
 
   void run(Launch& launch, Task& task);
@@ -166,6 +167,7 @@ private:
   sys::Changed fill_;                            // for the task that fills the pools
   std::atomic<std::uint64_t> expected_until_{0}; // CLOCK_MONOTONIC ns
   std::atomic<std::uint32_t> awake_{0};          // tasks that wait for a launch awake
+  std::atomic<unsigned> node_cpu_{0};            // where Node was when it last launched
   bool stopping_ = false;
   Queue queue_;      // for tasks in the prepared mount namespace
   Queue host_queue_; // for the task in the host's
