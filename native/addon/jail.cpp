@@ -194,13 +194,17 @@ private:
     Child::Parts parts = take_parts(launch);
     auto result = Napi::Object::New(env);
     result.Set("stage", Napi::Number::New(env, static_cast<std::uint32_t>(launch.failed)));
-    result.Set("step", Napi::Number::New(env, launch.report.done));
-    result.Set("error", launch.error ? system_error(env, launch.error).Value() : env.Null());
-    result.Set("mismatch", launch.mismatch == nullptr
-                               ? env.Null()
-                               : Napi::Value(Napi::String::New(env, launch.mismatch)));
     result.Set("userId", Napi::Number::New(env, launch.user_id));
-    result.Set("event", Napi::Buffer<std::byte>::Copy(env, launch.event, launch.event_size));
+    if (launch.failed != jail::Stage::none) {
+      result.Set("step", Napi::Number::New(env, launch.report.done));
+      result.Set("event", Napi::Buffer<std::byte>::Copy(env, launch.event, launch.event_size));
+    }
+    if (launch.error) {
+      result.Set("error", system_error(env, launch.error).Value());
+    }
+    if (launch.mismatch != nullptr) {
+      result.Set("mismatch", Napi::String::New(env, launch.mismatch));
+    }
     // One buffer of stamps: the moments, the child's start, then the steps' ends in
     // the order of the plan.
     const casemate_plan& plan = jail::header(launch.plan.data());

@@ -142,7 +142,7 @@ export interface LaunchOutcome {
   readonly step: StepName | undefined;
   readonly error: SystemErrorCause | undefined;
   readonly mismatch: string | undefined;
-  readonly event: Uint8Array;
+  readonly event: Buffer | undefined;
   readonly userId: number;
   readonly steps: readonly TimelineStep[];
   readonly child: NativeChild | undefined;
@@ -163,18 +163,19 @@ export function runLaunch({ plan, descriptors, configuration, signal }: LaunchRe
 
 function describeOutcome(plan: EncodedPlan, outcome: NativeOutcome): LaunchOutcome {
   const stage = stages[outcome.stage] ?? 'none';
-  const index = stage === 'child' ? plan.launcherSteps + outcome.step : outcome.step;
+  const { step = 0, error, mismatch, event, userId, child } = outcome;
+  const index = stage === 'child' ? plan.launcherSteps + step : step;
   return {
     stage,
     step: stage === 'launcher' || stage === 'child' ? plan.steps[index] : undefined,
-    error: outcome.error ?? undefined,
-    mismatch: outcome.mismatch ?? undefined,
-    event: outcome.event,
-    userId: outcome.userId,
+    error,
+    mismatch,
+    event,
+    userId,
     get steps() {
       return timelineSteps(plan, outcome.stamps);
     },
-    child: outcome.child,
+    child,
   };
 }
 

@@ -97,15 +97,15 @@ export const moments = ['submitted', 'taken', 'prepared', 'cloned', 'jailed', 'c
 export interface NativeOutcome {
   /** Index into {@link stages}: where the launch failed, or 0. */
   stage: number;
-  /** Index of the step that failed, among the launcher's or the child's. */
-  step: number;
-  error: SystemErrorCause | null;
-  /** What the read-back found different. */
-  mismatch: string | null;
   /** Of the process, as the launcher sees it. */
   userId: number;
-  /** The monitor's message, where it was not its announcement. */
-  event: Uint8Array;
+  /** Of a failed launch: index of the step that failed, among the launcher's or the child's. */
+  step?: number;
+  /** Likewise: the monitor's message, where it was not its announcement. */
+  event?: Buffer;
+  error?: SystemErrorCause;
+  /** What the read-back found different. */
+  mismatch?: string;
   /** CLOCK_MONOTONIC ns: {@link moments}, the child's start, the ends of the steps in the plan's order. */
   stamps: BigUint64Array;
   /** Present as soon as there is a process, also of a failed launch: it must be reaped. */
@@ -116,7 +116,7 @@ export interface NativeChild {
   readonly pid: number;
   /** Once. Keeps the event loop alive until the end. `size` is the message's own, `bytes` at most 512 of it. */
   watch(
-    onMessage: (bytes: Uint8Array, size: number) => void,
+    onMessage: (bytes: Buffer, size: number) => void,
     onExit: (code: number | null, signal: number | null) => void,
   ): void;
   send(bytes: Uint8Array): void;

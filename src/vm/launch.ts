@@ -109,29 +109,22 @@ async function awaitDoorbell(
   outcome: LaunchOutcome,
   t0: bigint,
 ): Promise<Vm> {
-  let rung: (stamps: BigUint64Array) => void = () => {};
-  const doorbell = new Promise<BigUint64Array>((resolve) => {
-    rung = resolve;
-  });
   const { jail, signal } = options;
-  const vm = new Vm(
-    {
-      id,
-      child: outcome.child as NonNullable<LaunchOutcome['child']>,
-      console: options.console
-        ? { output: plan.slots.get('ourConsoleOut') as number, input: plan.slots.get('ourConsoleIn') as number }
-        : undefined,
-      startPaused: options.startPaused,
-      evidence: {
-        jail,
-        rootless: caller().rootless,
-        // What a rootless launcher calls 0, in a user namespace of its own, is the caller.
-        userId: caller().rootless ? caller().uid : outcome.userId,
-        descriptors: bornWith(options),
-      },
-    },
-    (stamps) => rung(stamps),
-  );
+  const vm = new Vm({
+    id,
+    child: outcome.child as NonNullable<LaunchOutcome['child']>,
+    console: options.console
+      ? { output: plan.slots.get('ourConsoleOut') as number, input: plan.slots.get('ourConsoleIn') as number }
+      : undefined,
+    startPaused: options.startPaused,
+    evidence: () => ({
+      jail,
+      rootless: caller().rootless,
+      // What a rootless launcher calls 0, in a user namespace of its own, is the caller.
+      userId: caller().rootless ? caller().uid : outcome.userId,
+      descriptors: bornWith(options),
+    }),
+  });
   vm.once('exit', (exit) => channels.exit.publish({ id, vm, exit }));
   const kill = () => vm.end({ reason: 'killed' });
   const unlisten = onAbort(signal, kill);
@@ -145,12 +138,12 @@ async function awaitDoorbell(
     clearTimeout(lifeLimit);
     unlisten();
   });
-  const stamps = await Promise.race([doorbell, vm.exited.then(() => undefined)]);
+  const stamps = await vm.started;
   clearTimeout(startLimit);
   // Aborted before this promise resolves is aborted, though the guest may have rung just before it was killed.
   if (stamps === undefined || signal?.aborted) throw await startError(vm, options);
   const t2 = process.hrtime.bigint();
-  vm.launched(() => timeline(t0, t2, outcome.steps, stamps));
+  vm.launched(() => timeline(t0, t2, outcome.steps, stamps()));
   return vm;
 }
 
@@ -181,7 +174,7 @@ async function startError(vm: Vm, options: ParsedOptions): Promise<Error> {
 
 /** A monitor that gave up before it was released. */
 function monitorError(outcome: LaunchOutcome, end: { code: number | null; signal: number | null }): CasemateError {
-  const event = outcome.event.length === 0 ? undefined : decodeEvent(outcome.event, outcome.event.length);
+  const event = outcome.event && decodeEvent(outcome.event, outcome.event.length);
   if (event?.type === 'failed') return failureError(event);
   if (outcome.error?.code === 'ETIMEDOUT') {
     return new CasemateError('ERR_CASEMATE_TIMEOUT', 'The monitor did not give up its rights in time; it was killed', {

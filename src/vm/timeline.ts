@@ -24,7 +24,7 @@ export function timeline(
   t0: bigint,
   t2: bigint,
   launch: readonly TimelineStep[],
-  monitorStamps: BigUint64Array,
+  monitorStamps: readonly bigint[],
 ): Timeline {
   const monitor = stampNames.map((name, i): TimelineStep => ({ name, where: 'monitor', at: monitorStamps[i] ?? 0n }));
   const lastOf = new Map<string, bigint>();

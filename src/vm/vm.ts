@@ -8,7 +8,7 @@ import { Console } from './console.js';
 import { type Evidence, type EvidenceRequest, readEvidence } from './evidence.js';
 import { crashOf, exitOf, type VmExit } from './exit.js';
 import type { Timeline } from './timeline.js';
-import { bare, decodeEvent, type ExitedEvent, type MonitorEvent, wire } from './wire.js';
+import { bare, decodeEvent, type ExitedEvent, type MonitorEvent, type MonitorStamps, wire } from './wire.js';
 
 /** What a {@link Vm} emits. */
 export interface VmEvents {
@@ -30,7 +30,7 @@ export interface VmParts {
   /** Slots of our ends of the console, undefined where there is none. */
   readonly console: { readonly output: number; readonly input: number } | undefined;
   readonly startPaused: boolean;
-  readonly evidence: EvidenceRequest;
+  readonly evidence: () => EvidenceRequest;
 }
 
 /**
@@ -46,6 +46,9 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   /** Resolves, never rejects, when the VM has ended and its monitor has been reaped. */
   readonly exited: Promise<VmExit>;
 
+  /** The monitor's stamps, once the guest has made its first hypercall; nothing where it ended before. @internal */
+  readonly started: Promise<MonitorStamps | undefined>;
+
   readonly #parts: VmParts;
   readonly #resolveExited: (exit: VmExit) => void;
   #state: VmState = 'starting';
@@ -57,24 +60,28 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   #failure: Extract<MonitorEvent, { type: 'failed' }> | undefined;
   #blockedSyscall: string | undefined;
   #violation: string | undefined;
-  #onDoorbell: ((stamps: BigUint64Array) => void) | undefined;
+  readonly #resolveStarted: (stamps: MonitorStamps | undefined) => void;
   /** Calls of pause() and resume() take their turns. */
   #turn: Promise<void> = Promise.resolve();
   /** What pause() or resume() has asked for and waits for. */
   #asked: { readonly wanted: VmState; readonly answer: () => void } | undefined;
 
   /** @internal */
-  constructor(parts: VmParts, onDoorbell: (stamps: BigUint64Array) => void) {
+  constructor(parts: VmParts) {
     super();
     this.id = parts.id;
     this.pid = parts.child.pid;
     this.#parts = parts;
-    this.#onDoorbell = onDoorbell;
-    let resolve: (exit: VmExit) => void = () => {};
-    this.exited = new Promise((settle) => {
-      resolve = settle;
+    let started: (stamps: MonitorStamps | undefined) => void = () => {};
+    this.started = new Promise((resolve) => {
+      started = resolve;
     });
-    this.#resolveExited = resolve;
+    this.#resolveStarted = started;
+    let exited: (exit: VmExit) => void = () => {};
+    this.exited = new Promise((resolve) => {
+      exited = resolve;
+    });
+    this.#resolveExited = exited;
     parts.child.watch(
       (bytes, size) => this.#onMessage(decodeEvent(bytes, size)),
       (code, signal) => this.#onEnd(code, signal),
@@ -170,7 +177,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
    * @throws CasemateError ERR_CASEMATE_CLOSED where the VM has ended.
    */
   async evidence(): Promise<Evidence> {
-    const evidence = this.#state === 'exited' ? undefined : readEvidence(this.pid, this.#parts.evidence);
+    const evidence = this.#state === 'exited' ? undefined : readEvidence(this.pid, this.#parts.evidence());
     if (evidence === undefined) throw this.#closed('The VM has ended');
     return evidence;
   }
@@ -200,7 +207,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       case 'doorbell':
         if (this.#state !== 'starting') return this.#violate('a second doorbell');
         this.#state = this.#parts.startPaused ? 'paused' : 'running';
-        return this.#onDoorbell?.(event.stamps);
+        return this.#resolveStarted(event.stamps);
       case 'paused':
       case 'resumed': {
         const state = event.type === 'paused' ? 'paused' : 'running';
@@ -241,6 +248,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       this.#console ??= this.#openConsole();
       this.#console.guestIsGone();
     }
+    this.#resolveStarted(undefined);
     this.#resolveExited(exit);
     // Later than what follows from `launch()` and `exited`: who listens as soon as he has the VM hears of its end.
     setImmediate(() => this.emit('exit', exit));

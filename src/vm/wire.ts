@@ -171,10 +171,13 @@ export interface ExitedEvent {
   registers: GuestRegisters | undefined;
 }
 
+/** CLOCK_MONOTONIC in nanoseconds, in the order of {@link stampNames}; 0 for what has not been. */
+export type MonitorStamps = () => bigint[];
+
 /** What a monitor says. */
 export type MonitorEvent =
   | { type: 'jailed' | 'paused' | 'resumed' }
-  | { type: 'doorbell'; stamps: BigUint64Array }
+  | { type: 'doorbell'; stamps: MonitorStamps }
   | ExitedEvent
   | { type: 'failed'; step: SetupStep; errno: number; call: string; detail: number; image: string | undefined }
   | { type: 'blocked'; syscall: number; arch: number; argument: bigint };
@@ -183,8 +186,7 @@ export type MonitorEvent =
  * A monitor's message, or undefined where it is none of the protocol's: wrong size for its type, numbers out of
  * range. The monitor may have been taken over by its guest, so nothing of it is taken on trust.
  */
-export function decodeEvent(message: Uint8Array, size: number): MonitorEvent | undefined {
-  const bytes = Buffer.from(message.buffer, message.byteOffset, message.byteLength);
+export function decodeEvent(bytes: Buffer, size: number): MonitorEvent | undefined {
   if (size !== bytes.length || size < 8 || bytes.readUInt32LE(4) !== size) return undefined;
   const { events, sizes } = wire;
   switch (bytes.readUInt32LE(0)) {
@@ -196,7 +198,8 @@ export function decodeEvent(message: Uint8Array, size: number): MonitorEvent | u
       return size === 8 ? { type: 'resumed' } : undefined;
     case events.doorbell: {
       if (size !== sizes.doorbell) return undefined;
-      return { type: 'doorbell', stamps: BigUint64Array.from(stampNames, (_, i) => bytes.readBigUInt64LE(8 + i * 8)) };
+      // Decoded when somebody asks for the timeline: this is on every launch's way.
+      return { type: 'doorbell', stamps: () => stampNames.map((_, i) => bytes.readBigUInt64LE(8 + i * 8)) };
     }
     case events.exited:
       return size === sizes.exited ? decodeExited(bytes) : undefined;

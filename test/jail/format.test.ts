@@ -387,7 +387,8 @@ withCompiler("a monitor's messages are read as the structs of wire.h", (t) => {
   for (const [index, stamp] of stamps.entries()) {
     doorbell.writeBigUInt64LE(stamp, c('casemate_doorbell.stamps') + 8 * index);
   }
-  t.deepEqual(decoded(doorbell), { type: 'doorbell', stamps: BigUint64Array.from(stamps) });
+  const event = decoded(doorbell);
+  t.deepEqual(event?.type === 'doorbell' && event.stamps(), stamps);
 
   const fields = { vector: 14, error_code: 6, address: 0xdead0000n, at: 99n, has_registers: 1 };
   const fault = message('exited', 'EXITED', { reason: c('CASEMATE_EXIT_FAULT'), code: 1, ...fields });
@@ -583,7 +584,7 @@ const attempting = `
     await reaped(outcome.child);
     const stage = stages[outcome.stage];
     if (stage === 'none') count.none += 1;
-    else if (stage !== undefined && outcome.error !== null) count.failed += 1;
+    else if (stage !== undefined && outcome.error !== undefined) count.failed += 1;
     else count.untyped += 1;
     return true;
   }
