@@ -18,6 +18,8 @@ export interface Target {
   /** The denominator is multiplied by this. */
   readonly times?: (results: Results) => number;
   readonly limit: number;
+  /** The same of the floor: what no launch here can go below. Absent: the floor has no such thing, or is the denominator. */
+  readonly floor?: { readonly of: Reference; readonly against: Reference };
 }
 
 const of = (subject: string, metric: Metric, statistic: Statistic = 0.5): Reference => ({ subject, metric, statistic });
@@ -35,30 +37,35 @@ export const targets: readonly Target[] = [
     of: of('launch', 't1'),
     against: of('bubblewrap', 'ended'),
     limit: 0.3,
+    floor: { of: of('floor', 't1'), against: of('bubblewrap', 'ended') },
   },
   {
     title: 'against bubblewrap, start to first instruction of a program',
     of: of('launch', 't1'),
     against: of('bubblewrap', 't1'),
     limit: 0.3,
+    floor: { of: of('floor', 't1'), against: of('bubblewrap', 't1') },
   },
   {
     title: 'against crun, start to end of a do-nothing program',
     of: of('launch', 't1'),
     against: of('crun', 'ended'),
     limit: 0.12,
+    floor: { of: of('floor', 't1'), against: of('crun', 'ended') },
   },
   {
     title: 'against crun, start to first instruction of a program',
     of: of('launch', 't1'),
     against: of('crun', 't1'),
     limit: 0.12,
+    floor: { of: of('floor', 't1'), against: of('crun', 't1') },
   },
   {
     title: 'against QEMU microvm, until the doorbell is heard of',
     of: of('launch', 't2'),
     against: of('qemu', 't2'),
     limit: 0.05,
+    floor: { of: of('floor', 't2'), against: of('qemu', 't2') },
   },
   {
     title: 'out of a heap of 1 GiB, against a small one',
@@ -80,6 +87,7 @@ export const targets: readonly Target[] = [
     of: of('memory-1024', 't1'),
     against: of('memory-16', 't1'),
     limit: 1.2,
+    floor: { of: of('floor-memory-1024', 't1'), against: of('floor', 't1') },
   },
   { title: 'JS thread busy, of t0 → t2', of: of('launch', 'busyShare'), limit: 0.2 },
   { title: 't1 → t2, of t0 → t2', of: of('launch', 'newsShare'), limit: 0.1 },
@@ -106,6 +114,8 @@ export interface Judgement {
   readonly found: Estimate | undefined;
   readonly verdict: Verdict | undefined;
   readonly why: string | undefined;
+  /** What the floor has of this: see {@link Target.floor}. */
+  readonly floor: number | undefined;
 }
 
 function measureOf({ subjects }: Results, { subject, metric, statistic }: Reference): Measure {
@@ -121,7 +131,9 @@ function judge(results: Results, target: Target): Judgement {
     (name) => name !== undefined && (results.subjects[name]?.trials.length ?? 0) === 0,
   );
   const why = missing && `${missing}: ${results.subjects[missing]?.skipped ?? 'not measured'}`;
-  if (plain === undefined) return { target, undisturbed: undefined, found: undefined, verdict: undefined, why };
+  const floor =
+    target.floor && ratio(measureOf(results, target.floor.of), measureOf(results, target.floor.against))?.value;
+  if (plain === undefined) return { target, undisturbed: undefined, found: undefined, verdict: undefined, why, floor };
   const medians = upper.statistic === 0.5 && lower?.statistic === 0.5;
   const fastest = medians ? ratio({ ...upper, statistic: 0.1 }, { ...lower, statistic: 0.1 })?.value : undefined;
   const found = { value: plain.value / times, low: plain.low / times, high: plain.high / times };
@@ -129,7 +141,7 @@ function judge(results: Results, target: Target): Judgement {
   const misses = found.value > target.limit;
   const unsure = fastest !== undefined && fastest > target.limit !== misses && disturbed(results) !== undefined;
   const verdict = unsure ? 'unsure' : misses ? 'misses' : close ? 'close' : 'holds';
-  return { target, undisturbed: fastest, found, verdict, why };
+  return { target, undisturbed: fastest, found, verdict, why, floor };
 }
 
 /**

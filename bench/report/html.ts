@@ -68,9 +68,15 @@ function longest(ours: readonly StepQuantile[], theirs: readonly StepQuantile[],
   return more.map(({ place, name, by }) => `${place} ${name} ${(by / 1000).toFixed(0)} µs`).join(', ');
 }
 
-/** Which steps hold the time of a target that is missed. */
-function heldBy({ subjects }: Results, { target, verdict }: Judgement): string {
+/** Which steps hold the time of a target that is missed, and whether it could be less. */
+function heldBy(results: Results, judgement: Judgement): string {
+  const { target, verdict, floor } = judgement;
   if (verdict !== 'misses') return '';
+  if (floor === undefined || floor <= target.limit) return longestSteps(results, judgement);
+  return `no launch can hold it on this machine: the floor has ${number(floor)}; ${longestSteps(results, judgement)}`;
+}
+
+function longestSteps({ subjects }: Results, { target }: Judgement): string {
   const { metric } = target.of;
   if (metric === 'busyShare') {
     const call = quantile(valuesOf(subjects.launch?.trials ?? [], 'call'), 0.5);
@@ -88,12 +94,13 @@ function heldBy({ subjects }: Results, { target, verdict }: Judgement): string {
 function targetRows(results: Results): string {
   return judgeAll(results)
     .map((judgement) => {
-      const { target, undisturbed, found, verdict, why } = judgement;
+      const { target, undisturbed, found, verdict, why, floor } = judgement;
       const fastest = undisturbed === undefined ? '' : number(undisturbed);
       const cells =
         found === undefined
-          ? `<td class="r">–</td><td></td><td></td><td class="r">≤ ${number(target.limit)}</td><td class="soft">not measured: ${escapeText(why ?? '')}</td>`
+          ? `<td class="r">–</td><td></td><td></td><td></td><td class="r">≤ ${number(target.limit)}</td><td class="soft">not measured: ${escapeText(why ?? '')}</td>`
           : `<td class="r">${number(found.value)}</td><td class="r soft">${number(found.low)} – ${number(found.high)}</td><td class="r soft">${fastest}</td>` +
+            `<td class="r soft">${floor === undefined ? '' : number(floor)}</td>` +
             `<td class="r">≤ ${number(target.limit)}</td><td class="${verdict}">${verdicts[verdict as Verdict]}</td>`;
       return `<tr><td>${escapeText(target.title)}</td>${cells}<td class="soft">${escapeText(heldBy(results, judgement))}</td></tr>`;
     })
@@ -188,7 +195,7 @@ ${section(
   targetChart(results),
 )}
 <table><tr><th>ratio of medians, where nothing else is said</th><th class="r">found</th><th class="r">95 %</th>
-<th class="r">fastest tenth</th><th class="r">target</th><th></th><th>where the time is</th></tr>
+<th class="r">fastest tenth</th><th class="r">the floor’s</th><th class="r">target</th><th></th><th>where the time is</th></tr>
 ${targetRows(results)}
 </table>
 ${section(

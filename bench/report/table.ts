@@ -19,8 +19,8 @@ function rowCells({ metric, unit, summary, toFloor }: Row): string[] {
   return [`  ${metrics[metric].title}`, ...numbers, String(n), toFloor === undefined ? '' : number(toFloor.value)];
 }
 
-function targetCells({ target, undisturbed, found, verdict, why }: Judgement): string[] {
-  if (found === undefined) return [target.title, '–', '', '', `≤ ${number(target.limit)}`, `not measured (${why})`];
+function targetCells({ target, undisturbed, found, verdict, why, floor }: Judgement): string[] {
+  if (found === undefined) return [target.title, '–', '', '', '', `≤ ${number(target.limit)}`, `not measured (${why})`];
   const interval = `${number(found.low)} – ${number(found.high)}`;
   const fastest = undisturbed === undefined ? '' : number(undisturbed);
   return [
@@ -28,6 +28,7 @@ function targetCells({ target, undisturbed, found, verdict, why }: Judgement): s
     number(found.value),
     interval,
     fastest,
+    floor === undefined ? '' : number(floor),
     `≤ ${number(target.limit)}`,
     verdicts[verdict as Verdict],
   ];
@@ -76,10 +77,10 @@ export function renderTable(results: Results): string {
     ...heading('Targets'),
     ...columns(
       [
-        ['p50 where nothing else is said', 'found', '95 %', 'fastest tenth', 'target', ''],
+        ['p50 where nothing else is said', 'found', '95 %', 'fastest tenth', 'floor', 'target', ''],
         ...judgements.map(targetCells),
       ],
-      [1, 2, 3],
+      [1, 2, 3, 4],
     ),
     ...(warning === undefined || results.smoke ? [] : ['', warning]),
     ...(results.smoke ? ['', 'A smoke run: it shows that everything works. Its numbers mean nothing.'] : []),

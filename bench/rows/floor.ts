@@ -44,6 +44,13 @@ export const floorSubjects: readonly Subject[] = [
     trial: () => runFloor('--cold', '--trials', '1'),
   },
   {
+    name: 'floor-memory-1024',
+    title: 'floor, guest memory of 1024 MiB',
+    family: 'floor',
+    missing,
+    trial: ({ launches }) => runFloor('--memory', '1024', '--trials', String(launches)),
+  },
+  {
     name: 'nothing',
     title: 'a do-nothing program in the same jail',
     family: 'floor',

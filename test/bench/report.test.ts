@@ -24,6 +24,14 @@ test('a target holds, misses, or was not measured', (t) => {
   t.like(judged(run({ floor: skipped, launch: floor })), { verdict: undefined, why: 'floor: needs root' });
 });
 
+test('a target that the floor misses too is told from one that could be held', (t) => {
+  const bubblewrap = (time: number) => ({ ...subject('ended', around(time, 3)) });
+  const launch = subject('t1', around(1_100_000, 2));
+  const words = /no launch can hold it on this machine: the floor has 0\.50/;
+  t.regex(renderPage(run({ floor, launch, bubblewrap: bubblewrap(2_000_000) })), words);
+  t.notRegex(renderPage(run({ floor, launch, bubblewrap: bubblewrap(3_500_000) })), /no launch can hold it/);
+});
+
 test('on a busy machine a median that the fastest launches gainsay is no proof', (t) => {
   const rounds = Array.from({ length: 20 }, () => [100, 100, 400, 400, 400]);
   const slower = rounds.map(() => [130, 130, 200, 200, 200]);

@@ -5,7 +5,7 @@ import type { TimelineStep } from '#lib/jail/launcher.js';
 import { timeline } from '#lib/vm/timeline.js';
 import { stampNames } from '#lib/vm/wire.js';
 
-const monitor = BigUint64Array.from(stampNames, (_, index) => BigInt(70 + index));
+const monitor = Array.from(stampNames, (_, index) => BigInt(70 + index));
 
 /** A launch that called execve at 50 and whose monitor began at 70, told when its launcher was woken. */
 function launched(wokenAt: bigint) {
