@@ -151,11 +151,8 @@ int casemate_main(int argc, char** argv) __asm__("main");
 typedef void (*casemate_constructor)(void);
 extern const casemate_constructor casemate_constructors_start[], casemate_constructors_end[];
 
-/* Where the machine enters: the boot information in RDI, the stack as after a call, so
- * that this can be an ordinary function. The doorbell comes first: what is behind it
- * is the guest's own time. */
-__attribute__((weak, used, noreturn)) void _start(const struct casemate_boot_info* boot_info) {
-  CASEMATE_HYPERCALL(CASEMATE_PORT_DOORBELL, 0);
+__attribute__((weak, used, noreturn)) void
+casemate_start(const struct casemate_boot_info* boot_info) {
   casemate_boot_info = boot_info;
   for (const casemate_constructor* each = casemate_constructors_start;
        each != casemate_constructors_end; ++each) {
@@ -163,6 +160,14 @@ __attribute__((weak, used, noreturn)) void _start(const struct casemate_boot_inf
   }
   casemate_exit(
       casemate_main((int)boot_info->argument_count, (char**)(uintptr_t)boot_info->arguments));
+}
+
+/* Where the machine enters: the boot information in RDI, the stack as after a call. The
+ * doorbell comes first, before anything is pushed: what is behind it is the guest's own
+ * time, and memory that is touched before it makes the launch longer. */
+__attribute__((weak, used, naked, noreturn)) void _start(void) {
+  __asm__("outl %eax, $0xe0\n\t" /* CASEMATE_PORT_DOORBELL */
+          "jmp casemate_start");
 }
 
 #ifdef __cplusplus
