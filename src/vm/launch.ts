@@ -117,6 +117,7 @@ async function awaitDoorbell(
       ? { output: plan.slots.get('ourConsoleOut') as number, input: plan.slots.get('ourConsoleIn') as number }
       : undefined,
     startPaused: options.startPaused,
+    ended: (exit) => channels.exit.publish({ id, vm, exit }),
     evidence: () => ({
       jail,
       rootless: caller().rootless,
@@ -125,15 +126,13 @@ async function awaitDoorbell(
       descriptors: bornWith(options),
     }),
   });
-  vm.once('exit', (exit) => channels.exit.publish({ id, vm, exit }));
   const kill = () => vm.end({ reason: 'killed' });
   const unlisten = onAbort(signal, kill);
   // It may have been aborted where nobody listened: between the launcher's answer and now, or by a subscriber of ours.
   if (signal?.aborted) kill();
-  const elapsedMs = Number(process.hrtime.bigint() - t0) / 1e6;
-  const endAfter = (ms: number) => setTimeout(() => vm.end({ reason: 'timeout' }), Math.max(1, ms - elapsedMs));
+  const endAfter = (ms: number) => setTimeout(() => vm.end({ reason: 'timeout' }), Math.max(1, ms));
   const startLimit = endAfter(options.startTimeoutMs);
-  const lifeLimit = options.timeoutMs === undefined ? undefined : endAfter(options.timeoutMs);
+  const lifeLimit = options.timeoutMs === undefined ? undefined : endAfter(options.timeoutMs - msSince(t0));
   vm.exited.then(() => {
     clearTimeout(lifeLimit);
     unlisten();
@@ -146,6 +145,8 @@ async function awaitDoorbell(
   vm.launched(() => timeline(t0, t2, outcome.steps, stamps()));
   return vm;
 }
+
+const msSince = (then: bigint): number => Number(process.hrtime.bigint() - then) / 1e6;
 
 /** Why a VM ended before its guest rang. */
 async function startError(vm: Vm, options: ParsedOptions): Promise<Error> {

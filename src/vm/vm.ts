@@ -30,6 +30,8 @@ export interface VmParts {
   /** Slots of our ends of the console, undefined where there is none. */
   readonly console: { readonly output: number; readonly input: number } | undefined;
   readonly startPaused: boolean;
+  /** Hears of the end before all listeners. */
+  readonly ended: (exit: VmExit) => void;
   readonly evidence: () => EvidenceRequest;
 }
 
@@ -251,7 +253,10 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     this.#resolveStarted(undefined);
     this.#resolveExited(exit);
     // Later than what follows from `launch()` and `exited`: who listens as soon as he has the VM hears of its end.
-    setImmediate(() => this.emit('exit', exit));
+    setImmediate(() => {
+      this.#parts.ended(exit);
+      this.emit('exit', exit);
+    });
   }
 
   #closed(message: string): CasemateError {
