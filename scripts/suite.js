@@ -4,6 +4,28 @@ import { spawn } from 'node:child_process';
 import { appendFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 
+/** Counts the lines of one TAP stream as they come. */
+export class Tally {
+  passed = 0;
+  failed = 0;
+  skipped = 0;
+  #planned = 0;
+
+  add(line) {
+    const [, not, directive] = /^(not )?ok\b(?:.*# (SKIP|TODO)\b)?/i.exec(line) ?? [null];
+    if (directive !== undefined) this.skipped++;
+    else if (not !== undefined) this.failed++;
+    else if (/^ok\b/.test(line)) this.passed++;
+    this.#planned = Number(/^1\.\.(\d+)/.exec(line)?.[1] ?? this.#planned);
+  }
+
+  /** What was planned and did not come has failed; a suite that ended badly has failed, whatever it said before. */
+  end(badly) {
+    this.failed += Math.max(0, this.#planned - this.passed - this.failed - this.skipped);
+    if (badly && this.failed === 0) this.failed = 1;
+  }
+}
+
 /** Runs a program, passes its output on, and resolves to what its TAP says. */
 export async function runTap(command, args, env = {}) {
   const child = spawn(command, args, {
@@ -14,21 +36,13 @@ export async function runTap(command, args, env = {}) {
     child.on('error', (error) => resolve(error.message));
     child.on('close', (code, signal) => resolve(code === 0 ? undefined : (signal ?? `exit code ${code}`)));
   });
-  const tally = { passed: 0, failed: 0, skipped: 0 };
-  let planned = 0;
+  const tally = new Tally();
   for await (const line of createInterface({ input: child.stdout })) {
     console.log(line);
-    const [, not, directive] = /^(not )?ok\b(?:.*# (SKIP|TODO)\b)?/i.exec(line) ?? [null];
-    if (directive !== undefined) tally.skipped++;
-    else if (not !== undefined) tally.failed++;
-    else if (/^ok\b/.test(line)) tally.passed++;
-    planned = Number(/^1\.\.(\d+)/.exec(line)?.[1] ?? planned);
+    tally.add(line);
   }
   const end = await ended;
-  // A suite that crashes has failed, whatever it said before.
-  const missing = planned - tally.passed - tally.failed - tally.skipped;
-  if (missing > 0) tally.failed += missing;
-  if (end !== undefined && tally.failed === 0) tally.failed = 1;
+  tally.end(end !== undefined);
   if (end !== undefined) console.log(`# ${command} ended with ${end}`);
   return tally;
 }

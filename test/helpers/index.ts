@@ -89,6 +89,11 @@ const capabilities = {
     },
     reason: 'files cannot be labelled here (root, python3 and a file system with security attributes)',
   },
+  /** Programs of test/programs; the rig brings them along. */
+  programs: {
+    probe: () => process.env.CASEMATE_TEST_PROGRAMS !== undefined || runs('gcc', '--version'),
+    reason: 'no gcc',
+  },
   /** To build guests as a user would. */
   gcc: {
     probe: () => runs('gcc', '--version'),

@@ -1,7 +1,7 @@
 /** Other Node processes: as another user, in other namespaces, to be killed. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, copyFileSync, cpSync, mkdtempSync, rmSync } from 'node:fs';
+import { chmodSync, copyFileSync, cpSync, existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -18,11 +18,14 @@ export interface NodeOptions {
   args?: readonly string[];
 }
 
+/** Where built files lie in a package, and in a checkout. */
+const builtFolders = ['prebuilds/linux-x64', 'build/Release'];
+
 /** A copy of the built library, gone with this process. */
 function packageCopy(): string {
   const copy = mkdtempSync(join(tmpdir(), 'casemate-copy-'));
   process.once('exit', () => rmSync(copy, { recursive: true }));
-  for (const file of ['package.json', 'lib', 'build/Release']) {
+  for (const file of ['package.json', 'lib', ...builtFolders].filter((file) => existsSync(join(root, file)))) {
     const filter = (path: string) => !path.includes('obj.target') && !path.endsWith('.a');
     cpSync(join(root, file), join(copy, file), { recursive: true, filter });
   }
@@ -41,9 +44,12 @@ export function publicCopy(): string {
 /** A copy of the built library that launches a program of ours where it means its monitor. */
 export function packageWithMonitor(program: string): string {
   const copy = packageCopy();
-  const monitor = join(copy, 'build/Release/casemate-vmm');
-  rmSync(monitor);
-  copyFileSync(program, monitor);
+  for (const folder of builtFolders) {
+    const monitor = join(copy, folder, 'casemate-vmm');
+    if (!existsSync(monitor)) continue;
+    rmSync(monitor);
+    copyFileSync(program, monitor);
+  }
   return copy;
 }
 

@@ -22,8 +22,13 @@ function compile(compiler: string, source: string, output: string, flags: readon
   return path;
 }
 
-/** The path of a static program of test/programs, compiled once per version of its source and of what that includes. */
+/**
+ * The path of a static program of test/programs, compiled once per version of its source and of what that includes, or
+ * found where they are.
+ */
 export function program(name: string): string {
+  const compiled = process.env.CASEMATE_TEST_PROGRAMS;
+  if (compiled !== undefined) return join(compiled, name);
   const source = join(root, `test/programs/${name}.c`);
   const headers = ['-I', join(root, 'native')];
   const { status, stdout, stderr } = spawnSync('gcc', ['-E', '-P', source, ...headers], { encoding: 'utf8' });

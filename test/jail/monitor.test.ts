@@ -22,7 +22,7 @@ import { spawnReport } from './spawned.js';
 
 const { serial: test } = requires('kvm', 'userns');
 const { serial: testAsRoot } = requires('kvm', 'root');
-const { serial: testWithPrograms } = requires('kvm', 'root', 'gcc');
+const { serial: testWithPrograms } = requires('kvm', 'root', 'programs');
 
 const rootless = process.geteuid?.() !== 0;
 const layer = (evidence: Awaited<ReturnType<Vm['evidence']>>, name: string) =>

@@ -46,9 +46,9 @@ import {
 import { program } from '../helpers/programs.js';
 import { type ReportOptions, reportPlan, run, spawnReport } from './spawned.js';
 
-const { serial: test } = requires('root', 'gcc');
-const { serial: testWithCgroup } = requires('root', 'gcc', 'cgroup');
-const { serial: testWithoutSelinux } = requires('root', 'gcc', 'noSelinux');
+const { serial: test } = requires('root', 'programs');
+const { serial: testWithCgroup } = requires('root', 'programs', 'cgroup');
+const { serial: testWithoutSelinux } = requires('root', 'programs', 'noSelinux');
 const { serial: testAsUser } = requires('root', 'userns', 'setpriv');
 
 const MS_BIND = 0x1000;

@@ -8,7 +8,7 @@ import { leaks } from '../helpers/leaks.js';
 import { tellsOf } from '../helpers/node.js';
 import { spawnReport } from './spawned.js';
 
-const { serial: test } = requires('root', 'gcc');
+const { serial: test } = requires('root', 'programs');
 const { serial: testAsUser } = requires('root', 'userns', 'setpriv');
 
 const range = (inside: number, outside: number, count: number) => ({ inside, outside, count });

@@ -1,0 +1,210 @@
+// The two disks of the rig, each made once for the same content: the root, of Debian packages, and the project,
+// which is the package as `npm pack` makes it with the compiled tests around it.
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  copyFileSync,
+  cpSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { basename, join, resolve } from 'node:path';
+import { inside, keyring, keyringPackage, mirror, release, tools } from './packages.js';
+
+/** Absolute, for apt takes other paths for those below its root. */
+const cache = resolve('node_modules/.cache/casemate');
+
+/** Runs a program to its good end, or throws what it said. */
+function run(command, args, options = {}) {
+  const { status, error, stderr, stdout } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 30, ...options });
+  if (error !== undefined) throw new Error(`${command}: ${error.message}`);
+  if (status !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${status}:\n${stderr}`);
+  return stdout;
+}
+
+const runs = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0;
+
+/** Installs what the host lacks where it may; the reason why the rig cannot run here, or undefined. */
+export function missingHere() {
+  if (!runs('apt-get', '--version')) return 'the rig is made with apt-get, which is not here';
+  if (!existsSync(keyring) && process.geteuid() === 0) {
+    runs('apt-get', 'update', '-qq');
+    runs('apt-get', 'install', '-y', '-qq', keyringPackage);
+  }
+  if (!existsSync(keyring)) return `apt-get install ${keyringPackage}`;
+  if (process.geteuid() !== 0 && !runs('unshare', '--user', '--map-root-user', 'true'))
+    return 'user namespaces cannot be created here, with which an ordinary user makes images whose files are root’s';
+  return undefined;
+}
+
+/** The folder of this cache with this content, made by `make(unfinished)` unless it is there; older ones go. */
+function cached(name, inputs, make) {
+  const hash = createHash('sha256');
+  for (const input of inputs) hash.update(input).update('\0');
+  const folder = join(cache, `${name}-${hash.digest('hex').slice(0, 16)}`);
+  if (existsSync(folder)) return folder;
+  mkdirSync(cache, { recursive: true });
+  const unfinished = mkdtempSync(join(cache, 'unfinished-'));
+  try {
+    make(unfinished);
+    for (const old of readdirSync(cache).filter((entry) => entry.startsWith(`${name}-`)))
+      rmSync(join(cache, old), { recursive: true });
+    renameSync(unfinished, folder);
+  } finally {
+    rmSync(unfinished, { recursive: true, force: true });
+  }
+  return folder;
+}
+
+/**
+ * Unpacks packages and all that they depend on, and runs none of their scripts; returns their file names. apt resolves
+ * and verifies them with lists and a state of its own: the host's packages neither matter nor change, nor is root needed.
+ */
+function unpack(packages, folder) {
+  const work = `${folder}-apt`;
+  for (const path of ['lists/partial', 'cache/archives/partial']) mkdirSync(join(work, path), { recursive: true });
+  writeFileSync(join(work, 'sources'), `deb [signed-by=${keyring}] ${mirror} ${release} main\n`);
+  writeFileSync(join(work, 'status'), '');
+  const settings = {
+    'Dir::Etc::SourceList': join(work, 'sources'),
+    'Dir::Etc::SourceParts': '/dev/null',
+    'Dir::State::Lists': join(work, 'lists'),
+    'Dir::State::Status': join(work, 'status'),
+    'Dir::Cache': join(work, 'cache'),
+    'APT::Architecture': 'amd64',
+    'APT::Architectures': 'amd64',
+    'APT::Sandbox::User': '',
+    'Acquire::Languages': 'none',
+    'Acquire::Retries': '3',
+    'Debug::NoLocking': 'true',
+  };
+  const apt = ['-qq', ...Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`])];
+  run('apt-get', [...apt, 'update']);
+  run('apt-get', [...apt, '-y', '--download-only', '--no-install-recommends', 'install', ...packages]);
+
+  const archives = join(work, 'cache/archives');
+  const files = readdirSync(archives).filter((name) => name.endsWith('.deb'));
+  // base-files has the links /bin, /lib and /sbin, through which others unpack.
+  files.sort((left, right) => right.startsWith('base-files_') - left.startsWith('base-files_'));
+  const unneeded = ['doc', 'man', 'locale', 'info'].map((name) => `--exclude=./usr/share/${name}`);
+  mkdirSync(folder);
+  for (const name of files) {
+    const input = run('dpkg-deb', ['--fsys-tarfile', join(archives, name)], { encoding: 'buffer' });
+    run('tar', ['-x', '--no-same-owner', '-C', folder, ...unneeded], { input });
+  }
+  rmSync(work, { recursive: true });
+  return files;
+}
+
+/** What decides about everything that is made of packages. */
+const recipe = ['packages.js', 'image.js', 'start'].map((name) => readFileSync(new URL(name, import.meta.url)));
+
+/** The command that runs one of the unpacked tools, with the libraries that were unpacked with it. */
+export function tool(path) {
+  const folder = join(cached('rig-tools', recipe, (unfinished) => unpack(tools, join(unfinished, 'tree'))), 'tree');
+  const loader = join(folder, 'usr/lib64/ld-linux-x86-64.so.2');
+  const libraries = join(folder, 'usr/lib/x86_64-linux-gnu');
+  const command = [loader, '--library-path', libraries, '--argv0', basename(path), join(folder, path)];
+  return { folder, command };
+}
+
+const runTool = (path, args, through = []) => {
+  const { folder, command } = tool(path);
+  const [first, ...rest] = [...through, ...command, ...args];
+  run(first, rest, { env: { ...process.env, MKE2FS_CONFIG: join(folder, 'etc/mke2fs.conf') } });
+};
+
+/** An ext4 of a folder, which goes. It has no journal: what a rig writes to its disks is thrown away. */
+function filesystem(folder, image, mib) {
+  // Whoever makes an image, the files in it are root's: an ordinary user is root in a user namespace.
+  const through = process.geteuid() === 0 ? [] : ['unshare', '--user', '--map-root-user'];
+  runTool('usr/sbin/mke2fs', ['-q', '-t', 'ext4', '-O', '^has_journal', '-m', '0', '-d', folder, image, `${mib}M`], through);
+  rmSync(folder, { recursive: true });
+}
+
+/** The kernel and the root disk. */
+export function rootImage() {
+  return cached('rig-root', recipe, (folder) => {
+    const tree = join(folder, 'tree');
+    const packages = unpack(inside, tree);
+    const [version = ''] = readdirSync(join(tree, 'usr/lib/modules'));
+    copyFileSync(join(tree, `boot/vmlinuz-${version}`), join(folder, 'vmlinuz'));
+    rmSync(join(tree, 'boot'), { recursive: true });
+    runTool('usr/sbin/depmod', ['-b', tree, version]);
+    // The rest is what scripts of packages would have done.
+    symlinkSync('bash', join(tree, 'usr/bin/sh'));
+    const users = ['root:x:0:0::/root', 'user:x:1000:1000::/home/user', 'nobody:x:65534:65534::/'];
+    writeFileSync(join(tree, 'etc/passwd'), users.map((user) => `${user}:/bin/bash\n`).join(''));
+    writeFileSync(join(tree, 'etc/group'), 'root:x:0:\nkvm:x:104:user\nuser:x:1000:\nnogroup:x:65534:\n');
+    mkdirSync(join(tree, 'casemate'));
+    copyFileSync(new URL('start', import.meta.url), join(tree, 'start'));
+    filesystem(tree, join(folder, 'disk'), 512);
+    writeFileSync(join(folder, 'packages.txt'), `${packages.sort().join('\n')}\n`);
+  });
+}
+
+/** The folders of npm packages that a package of ours needs to run, as package-lock.json has them. */
+function closure(...names) {
+  const { packages } = JSON.parse(readFileSync('package-lock.json', 'utf8'));
+  const seen = new Set();
+  const visit = (from, name) => {
+    // As Node looks for it: in the package's own node_modules, then in those above.
+    for (let at = from; ; at = at.slice(0, Math.max(0, at.lastIndexOf('/node_modules/')))) {
+      const path = `${at}${at === '' ? '' : '/'}node_modules/${name}`;
+      if (packages[path] !== undefined && !seen.has(path)) {
+        seen.add(path);
+        for (const dependency of Object.keys(packages[path].dependencies ?? {})) visit(path, dependency);
+      }
+      if (packages[path] !== undefined || at === '') return;
+    }
+  };
+  for (const name of names) visit('', name);
+  return [...seen];
+}
+
+/** Every file below some folders, or those files themselves. */
+const filesOf = (paths) =>
+  paths.flatMap((path) =>
+    lstatSync(path).isDirectory() ? filesOf(readdirSync(path).map((name) => join(path, name))) : [path],
+  );
+
+const programs = 'test/programs';
+
+/** The project's disk: /casemate in the rig. */
+export function projectImage() {
+  const guests = readdirSync('build/Release').filter((name) => /^casemate-guest-.*\.(elf|bin)$/.test(name));
+  const around = ['ava.config.js', 'build/test', 'build/bench', ...guests.map((name) => `build/Release/${name}`)];
+  const packed = ['package.json', 'package-lock.json', 'README.md', 'lib', 'src', 'native/guest'];
+  const built = ['build/Release/casemate.node', 'build/Release/casemate-vmm'];
+  const inputs = [...packed, ...built, ...around, programs, 'test/rig'];
+  const contents = filesOf(inputs).sort().flatMap((path) => [path, readFileSync(path)]);
+  return cached('rig-project', contents, (folder) => {
+    const tree = join(folder, 'tree');
+    mkdirSync(tree);
+    run(process.execPath, ['scripts/prebuild.js']);
+    const pack = run('npm', ['pack', '--ignore-scripts', '--silent', '--pack-destination', folder]).trim();
+    // A checkout prefers prebuilt files to its own, and these would soon be old.
+    rmSync('prebuilds', { recursive: true });
+    run('tar', ['-xzf', join(folder, pack), '-C', tree, '--strip-components=1']);
+    rmSync(join(folder, pack));
+
+    for (const path of [...around, ...closure('ava')]) cpSync(path, join(tree, path), { recursive: true });
+    mkdirSync(join(tree, 'test/rig'), { recursive: true });
+    copyFileSync('test/rig/inside', join(tree, 'test/rig/inside'));
+    // There is no compiler in the rig.
+    mkdirSync(join(tree, programs));
+    for (const source of readdirSync(programs).filter((name) => name.endsWith('.c'))) {
+      const output = join(tree, programs, basename(source, '.c'));
+      run('gcc', [join(programs, source), '-o', output, '-static', '-O1', '-I', 'native']);
+    }
+    filesystem(tree, join(folder, 'disk'), 128);
+  });
+}

@@ -1,0 +1,104 @@
+// The rig as a process: a machine whose CPUs have AMD's virtualization, emulated by QEMU without the help of any KVM.
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { createInterface } from 'node:readline';
+import { projectImage, rootImage, tool } from './image.js';
+
+/** Where the logs of the last run are, and what it left behind. */
+export const results = resolve('build/rig');
+
+/** How many seconds a phase may say nothing before the rig counts as hung; CASEMATE_PATIENCE multiplies them. */
+const silence = { boot: 60, suite: 240, results: 60, end: 30 };
+const patience = Number(process.env.CASEMATE_PATIENCE ?? 1);
+
+function commandLine(environment, more) {
+  const [root, project] = [rootImage(), projectImage()];
+  const append = ['console=ttyS0', 'root=/dev/nvme0n1', 'rootwait', 'rw', 'init=/start', 'panic=-1', 'mitigations=off'];
+  // What is written to these is thrown away.
+  const drive = (image) => `file=${join(image, 'disk')},format=raw,if=none,snapshot=on`;
+  return [
+    ['-machine', 'q35', '-accel', 'tcg,thread=multi', '-smp', '2', '-cpu', 'EPYC,+svm,+npt', '-m', '2048'],
+    ['-nodefaults', '-display', 'none', '-no-reboot'],
+    ['-kernel', join(root, 'vmlinuz'), '-append', [...append, ...environment].join(' ')],
+    // Only one NVMe disk, for the kernel gives them their names in the order in which they answer.
+    ['-drive', `${drive(root)},id=root`, '-device', 'nvme,drive=root,serial=root'],
+    ['-drive', `${drive(project)},id=project`, '-device', 'virtio-blk,drive=project'],
+    ...more,
+  ].flat();
+}
+
+/** Starts the machine so that it ends with this process, however that ends. */
+function start(args, stdio) {
+  const { folder, command } = tool('usr/bin/qemu-system-x86_64');
+  const firmware = ['qemu', 'seabios'].flatMap((name) => ['-L', join(folder, 'usr/share', name)]);
+  return spawn('setpriv', ['--pdeathsig', 'KILL', ...command, ...firmware, ...args], { stdio });
+}
+
+/** A shell in the rig, on this terminal. */
+export async function shell() {
+  const args = commandLine([`RIG_TERM=${process.env.TERM}`], [['-serial', 'mon:stdio']]);
+  const [code] = await once(start(args, 'inherit'), 'close');
+  return code ?? 1;
+}
+
+/** The end of a log, for people. */
+const tail = (path, lines) => readFileSync(path, 'utf8').replaceAll('\r', '').trimEnd().split('\n').slice(-lines).join('\n');
+
+/**
+ * Runs compiled test files as each of some callers; `heard` gets each line of their TAP. Throws where the machine did
+ * not come to its end, with what is known of that.
+ */
+export async function runSuites(callers, files, heard) {
+  rmSync(results, { recursive: true, force: true });
+  mkdirSync(results, { recursive: true });
+  const [consoleLog, qemuLog, archive] = ['console.log', 'qemu.log', 'files.tar'].map((name) => join(results, name));
+  writeFileSync(archive, '');
+  truncateSync(archive, 256 * 2 ** 20);
+  const args = commandLine(
+    [`RIG_CALLERS=${callers}`, `RIG_FILES=${files}`],
+    [
+      ['-serial', `file:${consoleLog}`],
+      ['-drive', `file=${archive},format=raw,if=none,id=results`, '-device', 'virtio-blk,drive=results'],
+      ['-device', 'virtio-serial', '-chardev', 'stdio,id=tap,signal=off', '-device', 'virtserialport,chardev=tap'],
+    ],
+  );
+
+  const log = openSync(qemuLog, 'w');
+  // An end of its input would close the port of the TAP.
+  const qemu = start(args, ['pipe', 'pipe', log]);
+  closeSync(log);
+  const closed = once(qemu, 'close');
+  const started = performance.now();
+  let phase = 'boot';
+  let last = '';
+  let hung = false;
+  let deadline;
+  const expect = () => {
+    clearTimeout(deadline);
+    deadline = setTimeout(() => {
+      hung = qemu.kill('SIGKILL');
+    }, silence[phase] * patience * 1000);
+  };
+  expect();
+  for await (const line of createInterface({ input: qemu.stdout })) {
+    phase = /^# rig: (suite|results|end)\b/.exec(line)?.[1] ?? phase;
+    if (line.trim() !== '') last = line;
+    expect();
+    heard(line);
+  }
+  clearTimeout(deadline);
+  const [code, signal] = await closed;
+
+  if (phase !== 'end') {
+    const took = `${Math.round((performance.now() - started) / 1000)} s after its start`;
+    const how = hung ? `said nothing for ${silence[phase] * patience} s` : `ended with ${signal ?? `exit code ${code}`}`;
+    const lines = [`the rig ${how}, ${took}, in its phase "${phase}"; its last line was: ${last}`];
+    for (const path of [consoleLog, qemuLog].filter(existsSync)) lines.push(`The end of ${path}:`, tail(path, 25));
+    throw new Error(lines.join('\n'));
+  }
+  const { status } = spawnSync('tar', ['-xf', archive, '--no-same-owner', '-C', results], { stdio: 'inherit' });
+  if (status !== 0) throw new Error(`${archive} is not what the rig should have left`);
+  rmSync(archive);
+}

@@ -1,0 +1,58 @@
+// The rig: a Debian machine with a KVM of its own, in which the package is installed as `npm pack` makes it.
+//
+//   node test/rig/main.js shell
+//   node test/rig/main.js test [test/rig/foo.test.ts...]     default: what `suites` below has
+//
+// CASEMATE_RIG_CALLERS: as whom the tests run there, by default "root,user".
+// CASEMATE_PATIENCE: how many times longer than usual a busy machine is waited for.
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { conclude, Tally } from '../../scripts/suite.js';
+import { missingHere } from './image.js';
+import { results, runSuites, shell } from './machine.js';
+
+process.chdir(fileURLToPath(new URL('../..', import.meta.url)));
+
+/** What runs in the rig: its own tests, and those of everything that KVM and the kernel have a part in. */
+const suites = ['test/rig', 'test/jail', 'test/kvm', 'test/vm'];
+
+/** Where the tests of a file or folder are, compiled. */
+function compiled(path) {
+  if (!existsSync(path)) throw new Error(`${path} is not there`);
+  return path.endsWith('.test.ts') ? `build/${path.slice(0, -'ts'.length)}js` : `build/${path}/*.test.js`;
+}
+
+async function test(paths) {
+  const callers = (process.env.CASEMATE_RIG_CALLERS ?? 'root,user').split(',');
+  const tallies = Object.fromEntries(callers.map((caller) => [`rig as ${caller}`, new Tally()]));
+  const started = performance.now();
+  let tally;
+  let failure;
+  try {
+    await runSuites(callers, paths.map(compiled), (line) => {
+      const [, caller, ended] = /^# rig: suite as (\w+)(?: ended with (\d+))?$/.exec(line) ?? [];
+      const said = caller === undefined ? line : `${line}, after ${Math.round((performance.now() - started) / 1000)} s`;
+      console.log(said);
+      if (caller !== undefined) tally = tallies[`rig as ${caller}`];
+      if (ended !== undefined) tally.end(ended !== '0');
+      else tally?.add(line);
+    });
+  } catch (error) {
+    failure = error.message;
+    for (const one of Object.values(tallies)) one.end(true);
+  }
+  console.log(failure ?? `# The rig's logs are in ${results}`);
+  conclude(tallies);
+}
+
+const [command, ...paths] = process.argv.slice(2);
+const missing = missingHere();
+if (command === 'shell') {
+  if (missing === undefined) process.exitCode = await shell();
+  else console.error(missing);
+} else if (missing === undefined) {
+  await test(paths.length > 0 ? paths : suites);
+} else {
+  console.log(`ok 1 - the rig # SKIP ${missing}`);
+  conclude({ rig: { passed: 0, failed: 0, skipped: 1 } });
+}

@@ -1,0 +1,38 @@
+// Every Debian package that the rig is made of, and made with.
+
+/** Its libraries are newer than those of any host that the addon is built on today. */
+export const release = 'trixie';
+export const mirror = 'http://deb.debian.org/debian';
+
+/** What the packages are verified with. On Debian it is always there. */
+export const keyring = '/usr/share/keyrings/debian-archive-keyring.gpg';
+export const keyringPackage = 'debian-archive-keyring';
+
+/**
+ * What makes and runs the machine on the host, unpacked in a folder of its own. Not the host's own: QEMU 7.2, which
+ * Debian 12 has, emulates cmpxchg16b wrongly, and kernels from 6.12 on die of it.
+ */
+export const tools = ['base-files', 'e2fsprogs', 'kmod', 'qemu-system-x86', 'seabios'];
+
+/** What the machine's root is unpacked from, with all that these depend on. */
+export const inside = [
+  // What every package takes for granted.
+  'base-files',
+  'bash',
+  'coreutils',
+  'grep',
+  'iproute2',
+  'kmod',
+  'libc-bin',
+  'mount',
+  'sed',
+  'tar',
+  'util-linux',
+  // What is tested runs on it.
+  'nodejs',
+  // NVMe, ext4 and virtio-serial are built into this kernel, so it needs no initramfs; kvm_amd is a module.
+  'linux-image-cloud-amd64',
+  // What tests look at processes with.
+  'procps',
+  'strace',
+];
