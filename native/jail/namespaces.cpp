@@ -235,8 +235,7 @@ SysError enter_prepared_mount_namespace(const Host& host) {
     return check("open_tree(monitor)", monitor);
   }
   Fd monitor_mount(static_cast<int>(monitor));
-  // Not nosuid: that would forbid the SELinux transition at execve. And now: once it hangs below
-  // a mount that is itself detached, its attributes cannot be set.
+  // Not nosuid: that would forbid the SELinux transition at execve.
   if (SysError error =
           set_attributes(monitor_mount.get(), "", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV)) {
     return error;
@@ -252,15 +251,16 @@ SysError enter_prepared_mount_namespace(const Host& host) {
                              call(__NR_mknodat, root_mount.get(), monitor_path + 1, S_IFREG, 0))) {
     return error;
   }
-  if (SysError error = check("move_mount(monitor)",
-                             call(__NR_move_mount, monitor_mount.get(), "", root_mount.get(),
-                                  monitor_path + 1, MOVE_MOUNT_F_EMPTY_PATH))) {
-    return error;
-  }
   // The root goes on top of the old one, then they change places, and the old one,
   // now on top, is detached with everything below it.
   if (SysError error = check("move_mount(root)", call(__NR_move_mount, root_mount.get(), "",
                                                       AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH))) {
+    return error;
+  }
+  // Only now: before Linux 6.15 nothing can be mounted below a mount that is itself detached.
+  if (SysError error = check("move_mount(monitor)",
+                             call(__NR_move_mount, monitor_mount.get(), "", root_mount.get(),
+                                  monitor_path + 1, MOVE_MOUNT_F_EMPTY_PATH))) {
     return error;
   }
   if (SysError error = check("fchdir", call(__NR_fchdir, root_mount.get()))) {
