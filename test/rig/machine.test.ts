@@ -1,16 +1,38 @@
-/** That the rig is what it is meant to be: an ordinary machine with an ordinary KVM. */
-import { readFileSync, statSync } from 'node:fs';
+/** That the rig is what it is meant to be, an ordinary machine with an ordinary KVM, and that a VM runs in it. */
+import { existsSync, readFileSync } from 'node:fs';
 import test from 'ava';
 import { launch } from 'casemate';
+import { builtFile } from '#lib/native.js';
+import { ownCgroup } from '../helpers/proc.js';
 
-test('the CPU has AMD’s virtualization, and kvm_amd drives it', (t) => {
-  t.regex(readFileSync('/proc/cpuinfo', 'utf8'), /^flags.* svm /m);
-  t.regex(readFileSync('/proc/cpuinfo', 'utf8'), /^flags.* npt /m);
+const isRoot = process.geteuid?.() === 0;
+
+test('the CPU has AMD’s virtualization with nested paging, and kvm_amd drives it', (t) => {
+  t.regex(readFileSync('/proc/cpuinfo', 'utf8'), /^flags\s.*\bsvm\b/m);
   t.regex(readFileSync('/proc/modules', 'utf8'), /^kvm_amd /m);
-  t.true(statSync('/dev/kvm').isCharacterDevice());
+  t.is(readFileSync('/sys/module/kvm_amd/parameters/npt', 'utf8'), 'Y\n');
 });
 
-test('a VM runs in the strict jail', async (t) => {
-  await using vm = await launch();
+test('cgroup v2 is mounted, with its controllers, and the caller has a cgroup of its own', (t) => {
+  const controllers = readFileSync(`${ownCgroup()}/cgroup.controllers`, 'utf8').trim().split(' ');
+  for (const controller of ['cpu', 'io', 'memory', 'pids']) t.true(controllers.includes(controller), controller);
+  t.is(ownCgroup(), `/sys/fs/cgroup/${isRoot ? 'root' : 'user'}`);
+});
+
+test('an ordinary user is in group kvm, and nothing else', (t) => {
+  t.deepEqual(process.getgroups?.(), isRoot ? [0] : [104, 1000]);
+});
+
+test('the package is the one that npm packed: its native part is prebuilt', (t) => {
+  t.regex(builtFile('casemate.node'), /^\/casemate\/prebuilds\//);
+  t.regex(builtFile('casemate-vmm'), /^\/casemate\/prebuilds\//);
+  t.false(existsSync('/casemate/binding.gyp'));
+});
+
+test('the built-in guest runs in the strict jail, and every layer is seen', async (t) => {
+  await using vm = await launch({ startPaused: true });
+  const evidence = await vm.evidence();
+  t.true(evidence.ok, JSON.stringify(evidence));
+  await vm.resume();
   t.is((await vm.exited).reason, 'exit');
 });
