@@ -2,12 +2,16 @@ import ava from 'ava';
 import { Capability, dirtyPages, GuestMemory, type VcpuExit } from 'casemate/kvm';
 import { requires } from '../helpers/index.js';
 import { requiresCapability } from './capability.js';
-import { machine, out, realModeVcpu } from './guests.js';
+import { entry, machine, out, realModeVcpu } from './guests.js';
 
 const test = requires('kvm');
 
 // mov byte [0x5000], 1; mov byte [0x7fff], 1; out 0x10, al; hlt
 const writer = [0xc6, 0x06, 0x00, 0x50, 0x01, 0xc6, 0x06, 0xff, 0x7f, 0x01, 0xe6, 0x10, 0xf4];
+
+/** Whether a page is not the one of the guest's code: KVM notes pages as it makes them writable, also for a fetch. */
+const isData = (page: number) => page !== entry / 4096;
+const dirtyData = (bitmap: Uint8Array) => [...dirtyPages(bitmap)].filter(isData);
 
 ava('the pages of a bitmap are listed in order', (t) => {
   t.deepEqual([...dirtyPages(Uint8Array.of(0b10000001, 0, 0b110))], [0, 7, 17, 18]);
@@ -19,7 +23,7 @@ test('the dirty log shows the pages written, once', async (t) => {
   const vcpu = realModeVcpu(guest);
   t.deepEqual([...dirtyPages(guest.vm.getDirtyLog(0))], []);
   out(await vcpu.run());
-  t.deepEqual([...dirtyPages(guest.vm.getDirtyLog(0))], [5, 7]);
+  t.deepEqual(dirtyData(guest.vm.getDirtyLog(0)), [5, 7]);
   t.deepEqual([...dirtyPages(guest.vm.getDirtyLog(0))], []);
 });
 
@@ -33,12 +37,12 @@ requiresCapability('manualDirtyLogProtect2')('pages stay dirty until cleared, wh
   out(await vcpu.run());
   const log = guest.vm.getDirtyLog(0);
   t.is(log.length, 16);
-  t.deepEqual([...dirtyPages(log)], [5, 7]);
-  t.deepEqual([...dirtyPages(guest.vm.getDirtyLog(0))], [5, 7]);
+  t.deepEqual(dirtyData(log), [5, 7]);
+  t.deepEqual(dirtyData(guest.vm.getDirtyLog(0)), [5, 7]);
   const bitmap = new Uint8Array(8);
   bitmap[0] = 1 << 5;
   guest.vm.clearDirtyLog({ slot: 0, firstPage: 0, pages: 64, bitmap });
-  t.deepEqual([...dirtyPages(guest.vm.getDirtyLog(0))], [7]);
+  t.deepEqual(dirtyData(guest.vm.getDirtyLog(0)), [7]);
   t.throws(() => guest.vm.clearDirtyLog({ slot: 0, firstPage: 0, pages: 128, bitmap }), {
     code: 'ERR_CASEMATE_INVALID_OPTION',
   });
@@ -53,11 +57,14 @@ requiresCapability('dirtyLogRing')('the dirty ring names slot and page of each w
   t.deepEqual(vcpu.harvestDirtyRing(), []);
   out(await vcpu.run());
   const pages = vcpu.harvestDirtyRing();
-  t.deepEqual(pages, [
-    { slot: 3, page: 5 },
-    { slot: 3, page: 7 },
-  ]);
-  t.is(guest.vm.resetDirtyRings(), 2);
+  t.deepEqual(
+    pages.filter(({ page }) => isData(page)),
+    [
+      { slot: 3, page: 5 },
+      { slot: 3, page: 7 },
+    ],
+  );
+  t.is(guest.vm.resetDirtyRings(), pages.length);
   t.deepEqual(vcpu.harvestDirtyRing(), []);
 });
 
