@@ -1,7 +1,7 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { requires } from '../helpers/index.js';
+import { has, requires } from '../helpers/index.js';
 import { tellsOf } from '../helpers/node.js';
 
 const { serial: test } = requires('kvm', 'userns', 'strace');
@@ -30,8 +30,11 @@ test('a launch is one execve, of the monitor, and nothing else is ever started',
   const [node, ...monitors] = started.map((line) => line.replace(/^\d+ +/, ''));
   t.regex(node ?? '', new RegExp(`^execve\\("${process.execPath}"`));
   t.is(monitors.length, launches);
-  for (const monitor of monitors)
-    t.regex(monitor, /^execve\("\/casemate-vmm", \["casemate-vmm"\], 0x[0-9a-f]+ \/\* 0 vars \*\//);
+  // Before its execve a child shares Node's memory, which no tracer but root may then read: it sees addresses only.
+  const expected = has('root')
+    ? /^execve\("\/casemate-vmm", \["casemate-vmm"\], 0x[0-9a-f]+ \/\* 0 vars \*\//
+    : /^execve\(0x[0-9a-f]+, 0x[0-9a-f]+, 0x[0-9a-f]+/;
+  for (const monitor of monitors) t.regex(monitor, expected);
   t.false(lines.some((line) => /^\d+ +(fork|vfork)\(/.test(line)));
   t.is(new Set(started.map((line) => line.split(' ')[0])).size, launches + 1, 'each in a process of its own');
 });
