@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { warmUp } from 'casemate';
 import { devNull, poolsFilled } from '#lib/jail/launcher.js';
 import { has } from './index.js';
-import { childrenOf, descriptorsOf, ifThere, namespaceKinds, readProc, within } from './proc.js';
+import { childrenOf, descriptorsOf, ifThere, namespaceKinds, patience, readProc, within } from './proc.js';
 
 /** What a launch could leave behind in this process and on its host. */
 interface Holdings {
@@ -62,7 +62,7 @@ export async function leaks(body: () => unknown): Promise<string[]> {
   await settled();
   let before = holdings();
   for (let quiet = 0; quiet < 5; ) {
-    await delay(10);
+    await delay(10 * patience);
     const now = holdings();
     quiet = difference(before, now).length === 0 ? quiet + 1 : 0;
     before = now;

@@ -67,9 +67,12 @@ export function isAlive(pid: number): boolean {
   return stat !== undefined && !/^\) [ZX]/.test(stat.slice(stat.lastIndexOf(')')));
 }
 
+/** How many times longer than usual this machine is waited for: the rig is emulated. */
+export const patience = Number(process.env.CASEMATE_PATIENCE ?? 1);
+
 /** Waits until something holds; false where it does not within the time. */
 export async function within(ms: number, holds: () => boolean): Promise<boolean> {
-  for (const end = performance.now() + ms; performance.now() < end; await delay(5)) {
+  for (const end = performance.now() + ms * patience; performance.now() < end; await delay(5)) {
     if (holds()) return true;
   }
   return holds();
