@@ -17,6 +17,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
+import ts from 'typescript';
 import { inside, keyring, keyringPackage, mirror, release, tools } from './packages.js';
 
 /** Absolute, for apt takes other paths for those below its root. */
@@ -24,7 +25,11 @@ const cache = resolve('node_modules/.cache/casemate');
 
 /** Runs a program to its good end, or throws what it said. */
 function run(command, args, options = {}) {
-  const { status, error, stderr, stdout } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 30, ...options });
+  const { status, error, stderr, stdout } = spawnSync(command, args, {
+    encoding: 'utf8',
+    maxBuffer: 1 << 30,
+    ...options,
+  });
   if (error !== undefined) throw new Error(`${command}: ${error.message}`);
   if (status !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${status}:\n${stderr}`);
   return stdout;
@@ -56,7 +61,7 @@ function cached(name, inputs, make) {
   try {
     make(unfinished);
     for (const old of readdirSync(cache).filter((entry) => entry.startsWith(`${name}-`)))
-      rmSync(join(cache, old), { recursive: true });
+      rmSync(join(cache, old), { recursive: true, force: true });
     renameSync(unfinished, folder);
   } finally {
     rmSync(unfinished, { recursive: true, force: true });
@@ -109,7 +114,10 @@ const recipe = ['packages.js', 'image.js', 'start'].map((name) => readFileSync(n
 
 /** The command that runs one of the unpacked tools, with the libraries that were unpacked with it. */
 export function tool(path) {
-  const folder = join(cached('rig-tools', recipe, (unfinished) => unpack(tools, join(unfinished, 'tree'))), 'tree');
+  const folder = join(
+    cached('rig-tools', recipe, (unfinished) => unpack(tools, join(unfinished, 'tree'))),
+    'tree',
+  );
   const loader = join(folder, 'usr/lib64/ld-linux-x86-64.so.2');
   const libraries = join(folder, 'usr/lib/x86_64-linux-gnu');
   const command = [loader, '--library-path', libraries, '--argv0', basename(path), join(folder, path)];
@@ -126,7 +134,11 @@ const runTool = (path, args, through = []) => {
 function filesystem(folder, image, mib) {
   // Whoever makes an image, the files in it are root's: an ordinary user is root in a user namespace.
   const through = process.geteuid() === 0 ? [] : ['unshare', '--user', '--map-root-user'];
-  runTool('usr/sbin/mke2fs', ['-q', '-t', 'ext4', '-O', '^has_journal', '-m', '0', '-d', folder, image, `${mib}M`], through);
+  runTool(
+    'usr/sbin/mke2fs',
+    ['-q', '-t', 'ext4', '-O', '^has_journal', '-m', '0', '-d', folder, image, `${mib}M`],
+    through,
+  );
   rmSync(folder, { recursive: true });
 }
 
@@ -177,6 +189,7 @@ const filesOf = (paths) =>
   );
 
 const programs = 'test/programs';
+const compilerOptions = { target: ts.ScriptTarget.ES2023, module: ts.ModuleKind.ESNext };
 
 /** The project's disk: /casemate in the rig. */
 export function projectImage() {
@@ -184,8 +197,10 @@ export function projectImage() {
   const around = ['ava.config.js', 'build/test', 'build/bench', ...guests.map((name) => `build/Release/${name}`)];
   const packed = ['package.json', 'package-lock.json', 'README.md', 'lib', 'src', 'native/guest'];
   const built = ['build/Release/casemate.node', 'build/Release/casemate-vmm'];
-  const inputs = [...packed, ...built, ...around, programs, 'test/rig'];
-  const contents = filesOf(inputs).sort().flatMap((path) => [path, readFileSync(path)]);
+  const inputs = [...packed, ...built, ...around, programs, 'examples', 'test/rig'];
+  const contents = filesOf(inputs)
+    .sort()
+    .flatMap((path) => [path, readFileSync(path)]);
   return cached('rig-project', contents, (folder) => {
     const tree = join(folder, 'tree');
     mkdirSync(tree);
@@ -197,9 +212,15 @@ export function projectImage() {
     rmSync(join(folder, pack));
 
     for (const path of [...around, ...closure('ava')]) cpSync(path, join(tree, path), { recursive: true });
+    // There are no compilers in the rig. This one test is of the compiler; what it compiles comes compiled.
+    rmSync(join(tree, 'build/test/kvm/example.test.js'));
+    mkdirSync(join(tree, 'examples'));
+    for (const name of readdirSync('examples').filter((name) => name.endsWith('.ts'))) {
+      const { outputText } = ts.transpileModule(readFileSync(join('examples', name), 'utf8'), { compilerOptions });
+      writeFileSync(join(tree, 'examples', `${basename(name, '.ts')}.js`), outputText);
+    }
     mkdirSync(join(tree, 'test/rig'), { recursive: true });
     copyFileSync('test/rig/inside', join(tree, 'test/rig/inside'));
-    // There is no compiler in the rig.
     mkdirSync(join(tree, programs));
     for (const source of readdirSync(programs).filter((name) => name.endsWith('.c'))) {
       const output = join(tree, programs, basename(source, '.c'));

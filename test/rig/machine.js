@@ -1,8 +1,18 @@
 // The rig as a process: a machine whose CPUs have AMD's virtualization, emulated by QEMU without the help of any KVM.
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import {
+  closeSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { basename, join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { projectImage, rootImage, tool } from './image.js';
 
@@ -44,16 +54,26 @@ export async function shell() {
 }
 
 /** The end of a log, for people. */
-const tail = (path, lines) => readFileSync(path, 'utf8').replaceAll('\r', '').trimEnd().split('\n').slice(-lines).join('\n');
+const tail = (path, lines) =>
+  readFileSync(path, 'utf8').replaceAll('\r', '').trimEnd().split('\n').slice(-lines).join('\n');
 
 /**
  * Runs compiled test files as each of some callers; `heard` gets each line of their TAP. Throws where the machine did
  * not come to its end, with what is known of that.
  */
 export async function runSuites(callers, files, heard) {
-  rmSync(results, { recursive: true, force: true });
-  mkdirSync(results, { recursive: true });
-  const [consoleLog, qemuLog, archive] = ['console.log', 'qemu.log', 'files.tar'].map((name) => join(results, name));
+  // Two rigs may run at the same time.
+  const folder = mkdtempSync(`${results}-`);
+  try {
+    await runIn(folder, callers, files, heard);
+  } finally {
+    rmSync(results, { recursive: true, force: true });
+    renameSync(folder, results);
+  }
+}
+
+async function runIn(folder, callers, files, heard) {
+  const [consoleLog, qemuLog, archive] = ['console.log', 'qemu.log', 'files.tar'].map((name) => join(folder, name));
   writeFileSync(archive, '');
   truncateSync(archive, 256 * 2 ** 20);
   const args = commandLine(
@@ -77,9 +97,12 @@ export async function runSuites(callers, files, heard) {
   let deadline;
   const expect = () => {
     clearTimeout(deadline);
-    deadline = setTimeout(() => {
-      hung = qemu.kill('SIGKILL');
-    }, silence[phase] * patience * 1000);
+    deadline = setTimeout(
+      () => {
+        hung = qemu.kill('SIGKILL');
+      },
+      silence[phase] * patience * 1000,
+    );
   };
   expect();
   for await (const line of createInterface({ input: qemu.stdout })) {
@@ -93,12 +116,15 @@ export async function runSuites(callers, files, heard) {
 
   if (phase !== 'end') {
     const took = `${Math.round((performance.now() - started) / 1000)} s after its start`;
-    const how = hung ? `said nothing for ${silence[phase] * patience} s` : `ended with ${signal ?? `exit code ${code}`}`;
+    const how = hung
+      ? `said nothing for ${silence[phase] * patience} s`
+      : `ended with ${signal ?? `exit code ${code}`}`;
     const lines = [`the rig ${how}, ${took}, in its phase "${phase}"; its last line was: ${last}`];
-    for (const path of [consoleLog, qemuLog].filter(existsSync)) lines.push(`The end of ${path}:`, tail(path, 25));
+    for (const path of [consoleLog, qemuLog].filter(existsSync))
+      lines.push(`The end of its ${basename(path)}:`, tail(path, 25));
     throw new Error(lines.join('\n'));
   }
-  const { status } = spawnSync('tar', ['-xf', archive, '--no-same-owner', '-C', results], { stdio: 'inherit' });
+  const { status } = spawnSync('tar', ['-xf', archive, '--no-same-owner', '-C', folder], { stdio: 'inherit' });
   if (status !== 0) throw new Error(`${archive} is not what the rig should have left`);
   rmSync(archive);
 }

@@ -41,7 +41,8 @@ async function test(paths) {
     failure = error.message;
     for (const one of Object.values(tallies)) one.end(true);
   }
-  console.log(failure ?? `# The rig's logs are in ${results}`);
+  if (failure !== undefined) console.log(failure);
+  console.log(`# The rig's logs are in ${results}`);
   conclude(tallies);
 }
 
