@@ -20,18 +20,25 @@ import { projectImage, rootImage, tool } from './image.js';
 export const results = resolve('build/rig');
 
 /** How many seconds a phase may say nothing before the rig counts as hung; CASEMATE_PATIENCE multiplies them. */
-const silence = { boot: 60, suite: 240, results: 60, end: 30 };
+const silence = { boot: 60, suite: 300, results: 60, end: 30 };
 const patience = Number(process.env.CASEMATE_PATIENCE ?? 1);
 
 function commandLine(environment, more) {
   const [root, project] = [rootImage(), projectImage()];
-  const append = ['console=ttyS0', 'root=/dev/nvme0n1', 'rootwait', 'rw', 'init=/start', 'panic=-1', 'mitigations=off'];
+  const append = [
+    ...['console=ttyS0', 'root=/dev/nvme0n1', 'rootwait', 'rw', 'init=/start', 'panic=-1'],
+    // An emulated CPU has nothing to be mitigated, and is slow enough.
+    'mitigations=off',
+    // What the kernel does not know it hands to its init as environment.
+    ...environment,
+  ].join(' ');
+  if (append.length > 2047) throw new Error(`The kernel takes no command line of ${append.length} characters`);
   // What is written to these is thrown away.
   const drive = (image) => `file=${join(image, 'disk')},format=raw,if=none,snapshot=on`;
   return [
     ['-machine', 'q35', '-accel', 'tcg,thread=multi', '-smp', '2', '-cpu', 'EPYC,+svm,+npt', '-m', '2048'],
     ['-nodefaults', '-display', 'none', '-no-reboot'],
-    ['-kernel', join(root, 'vmlinuz'), '-append', [...append, ...environment].join(' ')],
+    ['-kernel', join(root, 'vmlinuz'), '-append', append],
     // Only one NVMe disk, for the kernel gives them their names in the order in which they answer.
     ['-drive', `${drive(root)},id=root`, '-device', 'nvme,drive=root,serial=root'],
     ['-drive', `${drive(project)},id=project`, '-device', 'virtio-blk,drive=project'],
@@ -77,7 +84,7 @@ async function runIn(folder, callers, files, heard) {
   writeFileSync(archive, '');
   truncateSync(archive, 256 * 2 ** 20);
   const args = commandLine(
-    [`RIG_CALLERS=${callers}`, `RIG_FILES=${files}`],
+    [`RIG_CALLERS=${callers}`, `RIG_FILES=${files}`, `CASEMATE_PATIENCE=${10 * patience}`],
     [
       ['-serial', `file:${consoleLog}`],
       ['-drive', `file=${archive},format=raw,if=none,id=results`, '-device', 'virtio-blk,drive=results'],

@@ -25,6 +25,7 @@ function compiled(path) {
 async function test(paths) {
   const callers = (process.env.CASEMATE_RIG_CALLERS ?? 'root,user').split(',');
   const tallies = Object.fromEntries(callers.map((caller) => [`rig as ${caller}`, new Tally()]));
+  const unfinished = new Set(Object.values(tallies));
   const started = performance.now();
   let tally;
   let failure;
@@ -34,12 +35,12 @@ async function test(paths) {
       const said = caller === undefined ? line : `${line}, after ${Math.round((performance.now() - started) / 1000)} s`;
       console.log(said);
       if (caller !== undefined) tally = tallies[`rig as ${caller}`];
-      if (ended !== undefined) tally.end(ended !== '0');
-      else tally?.add(line);
+      tally?.add(line);
+      if (ended !== undefined && unfinished.delete(tally)) tally.end(ended !== '0');
     });
   } catch (error) {
     failure = error.message;
-    for (const one of Object.values(tallies)) one.end(true);
+    for (const one of unfinished) one.end(true);
   }
   if (failure !== undefined) console.log(failure);
   console.log(`# The rig's logs are in ${results}`);
@@ -49,8 +50,8 @@ async function test(paths) {
 const [command, ...paths] = process.argv.slice(2);
 const missing = missingHere();
 if (command === 'shell') {
-  if (missing === undefined) process.exitCode = await shell();
-  else console.error(missing);
+  if (missing !== undefined) console.error(missing);
+  process.exitCode = missing === undefined ? await shell() : 1;
 } else if (missing === undefined) {
   await test(paths.length > 0 ? paths : suites);
 } else {
