@@ -23,10 +23,12 @@ import { inside, keyring, keyringPackage, mirror, release, tools } from './packa
 /** Absolute, for apt takes other paths for those below its root. */
 const cache = resolve('node_modules/.cache/casemate');
 
-/** Runs a program to its good end, or throws what it said. */
+/** Runs a program to its good end, or throws what it said. None takes minutes, but a network may never answer. */
 function run(command, args, options = {}) {
   const { status, error, stderr, stdout } = spawnSync(command, args, {
     encoding: 'utf8',
+    timeout: 300_000,
+    killSignal: 'SIGKILL',
     maxBuffer: 1 << 30,
     ...options,
   });
@@ -89,6 +91,7 @@ function unpack(packages, folder) {
     'APT::Sandbox::User': '',
     'Acquire::Languages': 'none',
     'Acquire::Retries': '3',
+    // An ordinary user could not take the locks of the host's packages, and these are not touched.
     'Debug::NoLocking': 'true',
   };
   const apt = ['-qq', ...Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`])];

@@ -131,7 +131,7 @@ async function runIn(folder, callers, files, heard) {
       lines.push(`The end of its ${basename(path)}:`, tail(path, 25));
     throw new Error(lines.join('\n'));
   }
-  const { status } = spawnSync('tar', ['-xf', archive, '--no-same-owner', '-C', folder], { stdio: 'inherit' });
+  const { status } = spawnSync('tar', ['-xmf', archive, '--no-same-owner', '-C', folder], { stdio: 'inherit' });
   if (status !== 0) throw new Error(`${archive} is not what the rig should have left`);
   rmSync(archive);
 }

@@ -1,4 +1,5 @@
 /** That the rig is what it is meant to be, an ordinary machine with an ordinary KVM, and that a VM runs in it. */
+import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import test from 'ava';
 import { launch } from 'casemate';
@@ -35,4 +36,24 @@ test('the built-in guest runs in the strict jail, and every layer is seen', asyn
   t.true(evidence.ok, JSON.stringify(evidence));
   await vm.resume();
   t.is((await vm.exited).reason, 'exit');
+});
+
+const casemate = (...args: string[]) =>
+  spawnSync(process.execPath, ['/casemate/lib/cli/main.js', ...args], { encoding: 'utf8' });
+
+test('the doctor finds everything that is needed', (t) => {
+  const { status, stdout } = casemate('doctor', '--json');
+  const { ok, checks } = JSON.parse(stdout) as { ok: boolean; checks: { status: string }[] };
+  t.deepEqual(
+    checks.filter((check) => check.status === 'fail'),
+    [],
+  );
+  t.true(ok);
+  t.is(status, 0);
+});
+
+test('the command line runs the built-in guest', (t) => {
+  const { status, stdout } = casemate('run');
+  t.regex(stdout, /hello/i);
+  t.is(status, 0);
 });
