@@ -182,12 +182,17 @@ TEST("the dirty ring gives each page once") {
   REQUIRE(ring.ok());
   CHECK(!ring.value().next());
   CHECK(!made.value().vcpu.run());
-  const auto page = ring.value().next();
-  REQUIRE(page.has_value());
-  CHECK_EQ(page->slot, 0u);
-  CHECK_EQ(page->offset, 5u);
-  CHECK(!ring.value().next());
-  CHECK_EQ(made.value().vm.reset_dirty_rings().value(), 1);
+  int pages = 0;
+  int written = 0;
+  while (const auto page = ring.value().next()) {
+    CHECK_EQ(page->slot, 0u);
+    // Ordinary KVM notes pages as it makes them writable: also that of the code, at 0x1000.
+    CHECK(page->offset == 1 || page->offset == 5);
+    written += page->offset == 5 ? 1 : 0;
+    pages += 1;
+  }
+  CHECK_EQ(written, 1);
+  CHECK_EQ(made.value().vm.reset_dirty_rings().value(), pages);
 }
 
 TEST("I/O data outside the mapping is no data") {
