@@ -197,7 +197,8 @@ const compilerOptions = { target: ts.ScriptTarget.ES2023, module: ts.ModuleKind.
 /** The project's disk: /casemate in the rig. */
 export function projectImage() {
   const guests = readdirSync('build/Release').filter((name) => /^casemate-guest-.*\.(elf|bin)$/.test(name));
-  const around = ['ava.config.js', 'build/test', 'build/bench', ...guests.map((name) => `build/Release/${name}`)];
+  const binaries = ['casemate-unit', ...guests].map((name) => `build/Release/${name}`);
+  const around = ['ava.config.js', 'build/test', 'build/bench', ...binaries];
   const packed = ['package.json', 'package-lock.json', 'README.md', 'lib', 'src', 'native/guest'];
   const built = ['build/Release/casemate.node', 'build/Release/casemate-vmm'];
   const inputs = [...packed, ...built, ...around, programs, 'examples', 'test/rig'];

@@ -16,6 +16,11 @@ test('the monitor of the examples runs its guest', (t) => {
   t.deepEqual({ status, stdout, stderr }, { status: 0, stdout: 'Hello from a guest.\n', stderr: '' });
 });
 
+test('the native unit tests pass', (t) => {
+  const { status, stdout, stderr } = spawnSync(join(root, 'build/Release/casemate-unit'), { encoding: 'utf8' });
+  t.deepEqual({ failed: stdout.match(/^not ok .*/gm), stderr, status }, { failed: null, stderr: '', status: 0 });
+});
+
 test('a guest at CPL 0 has SSE', async (t) => {
   // out 0xe0, eax; mov eax, 21; movd xmm0, eax; paddd xmm0, xmm0; movd eax, xmm0; out 0xec, eax
   const image = flat('e7e0 b815000000 660f6ec0 660ffec0 660f7ec0 e7ec');
