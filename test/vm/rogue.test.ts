@@ -7,7 +7,7 @@ import { packageWithMonitor } from '../helpers/node.js';
 import { program } from '../helpers/programs.js';
 import { type Ended, script } from '../helpers/scripts.js';
 
-const { serial: test } = requires('kvm', 'gcc');
+const { serial: test } = requires('kvm', 'programs');
 
 let copy: string | undefined;
 
