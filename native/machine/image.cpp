@@ -1,19 +1,14 @@
 #include "machine/image.hpp"
 
+#include "machine/elf.hpp"
 #include "machine/layout.hpp"
 #include "sys/syscall.hpp"
-
-#include <linux/elf.h>
 
 #include <cstring>
 
 namespace casemate::machine {
 
 namespace {
-
-constexpr std::size_t max_program_headers = 32;
-/// What is read of a file to see what it is: the headers of most.
-constexpr std::size_t start_size = 1024;
 
 bool has_magic(std::span<const std::byte> start) {
   return start.size() >= SELFMAG && std::memcmp(start.data(), ELFMAG, SELFMAG) == 0;
@@ -48,7 +43,9 @@ std::uint32_t check_segment(const Elf64_Phdr& header, std::uint64_t file_size,
   return 0;
 }
 
-std::uint32_t check_header(const Elf64_Ehdr& header, std::uint64_t file_size) {
+} // namespace
+
+std::uint32_t check_elf_header(const Elf64_Ehdr& header, std::uint64_t file_size) {
   if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != ELFDATA2LSB ||
       header.e_machine != EM_X86_64) {
     return CASEMATE_IMAGE_NOT_X86_64;
@@ -71,7 +68,6 @@ std::uint32_t check_header(const Elf64_Ehdr& header, std::uint64_t file_size) {
   return header.e_phoff + table_size > file_size ? CASEMATE_IMAGE_TRUNCATED : 0;
 }
 
-/// From the file's start where they are in it, as linkers put them.
 ImageError read_program_headers(int file, std::span<const std::byte> start,
                                 const Elf64_Ehdr& header, std::span<Elf64_Phdr> table) {
   auto* to = reinterpret_cast<std::byte*>(table.data());
@@ -82,11 +78,13 @@ ImageError read_program_headers(int file, std::span<const std::byte> start,
   return read_exactly(file, header.e_phoff, to, table.size_bytes());
 }
 
+namespace {
+
 ImageError parse_elf(int file, std::uint64_t file_size, std::span<const std::byte> start,
                      const GuestMemory& memory, Image& image) {
   Elf64_Ehdr header;
   std::memcpy(&header, start.data(), sizeof header);
-  if (const std::uint32_t reason = check_header(header, file_size)) {
+  if (const std::uint32_t reason = check_elf_header(header, file_size)) {
     return {reason};
   }
   std::array<Elf64_Phdr, max_program_headers> table;
@@ -139,8 +137,8 @@ ImageError parse_image(int file, std::uint64_t file_size, std::uint32_t format,
   if (file_size == 0) {
     return {CASEMATE_IMAGE_EMPTY};
   }
-  std::array<std::byte, start_size> buffer;
-  const std::span start(buffer.data(), std::min<std::uint64_t>(file_size, start_size));
+  std::array<std::byte, image_start_size> buffer;
+  const std::span start(buffer.data(), std::min<std::uint64_t>(file_size, image_start_size));
   if (auto error = read_exactly(file, 0, start.data(), start.size())) {
     return error;
   }

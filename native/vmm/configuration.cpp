@@ -59,7 +59,7 @@ bool is_valid(const casemate_configure& head) {
   return head.memory_size >= machine::min_memory_size &&
          head.memory_size <= machine::max_memory_size &&
          head.memory_size % machine::large_page_size == 0 && (head.flags & ~known_flags) == 0 &&
-         head.format <= CASEMATE_IMAGE_FLAT && head.vcpu_count == 1 &&
+         head.format <= CASEMATE_IMAGE_LINUX && head.vcpu_count == 1 &&
          (head.cpl == 0 || head.cpl == 3) && head.cpuid_count <= CASEMATE_MAX_CPUID &&
          head.arguments_size <= CASEMATE_MAX_ARGUMENTS_SIZE && head.run_size >= sizeof(kvm_run) &&
          head.run_size <= max_run_size;
@@ -72,6 +72,12 @@ bool are_strings(std::span<const std::byte> bytes, std::uint32_t count) {
     ends += byte == std::byte{0} ? 1 : 0;
   }
   return ends == count && (bytes.empty() || bytes.back() == std::byte{0});
+}
+
+/// One command line, at CPL 0.
+bool is_valid_linux(const casemate_configure& head) {
+  return head.cpl == 0 && head.argument_count == 1 &&
+         head.arguments_size <= CASEMATE_MAX_COMMAND_LINE;
 }
 
 /// Of the descriptor; ends the process where it is not of this kind.
@@ -111,7 +117,8 @@ Configuration receive_configuration(ConfigurationMessage& message) {
   configuration.cpuid = cpuid;
   configuration.argument_count = head.argument_count;
   configuration.arguments = {message.rest + cpuid_size, head.arguments_size};
-  if (!are_strings(configuration.arguments, head.argument_count)) {
+  if (!are_strings(configuration.arguments, head.argument_count) ||
+      (configuration.is_linux() && !is_valid_linux(head))) {
     refuse(EINVAL);
   }
   return configuration;

@@ -12,6 +12,7 @@
 #include <linux/poll.h>
 #include <linux/prctl.h>
 
+#include <algorithm>
 #include <array>
 #include <tuple>
 
@@ -43,6 +44,15 @@ constexpr std::uint32_t setup_ioctls[] = {
 };
 constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS};
 
+// Those of Linux guests stand apart: to install a filter costs with its length.
+constexpr std::uint32_t linux_guest_ioctls[] = {KVM_RUN, KVM_SIGNAL_MSI, KVM_GET_REGS,
+                                                KVM_GET_SREGS};
+constexpr auto linux_setup_ioctls = [] {
+  std::array<std::uint32_t, std::size(setup_ioctls) + 2> all{KVM_SIGNAL_MSI, CASEMATE_KVM_SET_MSRS};
+  std::ranges::copy(setup_ioctls, all.begin() + 2);
+  return all;
+}();
+
 /// What both phases need: filters add up, so what the second allows, the first does too.
 constexpr std::array common_rules{
     Rule{__NR_sendto, 0, sent_to},
@@ -71,8 +81,18 @@ constexpr auto setup_rules = [] {
 /// From before the guest's image is read until the end.
 constexpr auto guest_rules = [] { return with_common(Rule{__NR_ioctl, 1, guest_ioctls}); };
 
+constexpr auto linux_setup_rules = [] {
+  return with_common(Rule{__NR_ioctl, 1, linux_setup_ioctls}, Rule{__NR_mmap, 2, data_pages},
+                     Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp}, Rule{__NR_setitimer});
+};
+constexpr auto linux_guest_rules = [] {
+  return with_common(Rule{__NR_ioctl, 1, linux_guest_ioctls}, Rule{__NR_setitimer});
+};
+
 constexpr auto setup_filter = jail::seccomp::assemble<setup_rules, refused>();
 constexpr auto guest_filter = jail::seccomp::assemble<guest_rules, refused>();
+constexpr auto linux_setup_filter = jail::seccomp::assemble<linux_setup_rules, refused>();
+constexpr auto linux_guest_filter = jail::seccomp::assemble<linux_guest_rules, refused>();
 
 sys::SysError install(const Configuration& configuration, std::span<const sock_filter> filter) {
   return configuration.has(CASEMATE_CONFIGURE_SECCOMP) ? jail::seccomp::install(filter)
@@ -117,11 +137,13 @@ sys::SysError confine_process(const Configuration& configuration) {
 }
 
 sys::SysError confine_setup(const Configuration& configuration) {
-  return install(configuration, setup_filter);
+  return configuration.is_linux() ? install(configuration, linux_setup_filter)
+                                  : install(configuration, setup_filter);
 }
 
 sys::SysError confine_guest(const Configuration& configuration) {
-  return install(configuration, guest_filter);
+  return configuration.is_linux() ? install(configuration, linux_guest_filter)
+                                  : install(configuration, guest_filter);
 }
 
 } // namespace casemate::vmm

@@ -40,4 +40,10 @@ void stay_paused();
 /// Says what failed before any guest ran, and ends the process.
 [[noreturn]] void fail(casemate_setup_step step, sys::SysError error, std::uint32_t detail = 0);
 
+inline void check(casemate_setup_step step, sys::SysError error) {
+  if (error) {
+    fail(step, error);
+  }
+}
+
 } // namespace casemate::vmm

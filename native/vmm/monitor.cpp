@@ -15,6 +15,7 @@
 #include "vmm/configuration.hpp"
 #include "vmm/confinement.hpp"
 #include "vmm/control.hpp"
+#include "vmm/linux.hpp"
 #include "vmm/runner.hpp"
 #include "vmm/signals.hpp"
 #include "vmm/timeline.hpp"
@@ -31,12 +32,6 @@ constexpr std::uint32_t tss_address = 0xfffbd000;
 constexpr unsigned ioapic_pins = 24;
 
 ConfigurationMessage message; // 128 KiB, of which as many pages are touched as arrive
-
-void check(casemate_setup_step step, sys::SysError error) {
-  if (error) {
-    fail(step, error);
-  }
-}
 
 template <typename T> T take(casemate_setup_step step, sys::Result<T> result) {
   check(step, result.error());
@@ -96,6 +91,9 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   if (const auto error = prepare_control_signal()) {
     fail(CASEMATE_SETUP_DESCRIPTORS, error, CASEMATE_FD_CONTROL);
   }
+  if (configuration.is_linux() && configuration.has(CASEMATE_CONFIGURE_CONSOLE)) {
+    check(CASEMATE_SETUP_DESCRIPTORS, prepare_console_signals());
+  }
   check(CASEMATE_SETUP_JAIL, confine_process(configuration));
   check(CASEMATE_SETUP_JAIL, confine_setup(configuration));
   timeline.stamp(CASEMATE_STAMP_JAILED);
@@ -120,6 +118,9 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   const auto vcpu = take(CASEMATE_SETUP_VCPU, vm.create_vcpu(0, configuration.run_size));
   interrupt_on_control(vcpu);
   check(CASEMATE_SETUP_VCPU, vcpu.set_cpuid2(configuration.cpuid));
+  if (configuration.is_linux()) {
+    run_linux(configuration, vm, vcpu, memory, timeline);
+  }
   vcpu.stage_sregs(
       machine::entry_system_registers(configuration.cpl, machine::is_amd(*configuration.cpuid)));
   timeline.stamp(CASEMATE_STAMP_VCPU);

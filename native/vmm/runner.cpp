@@ -1,8 +1,8 @@
 #include "vmm/runner.hpp"
 
 #include "machine/system_page.hpp"
-#include "sys/clock.hpp"
 #include "vmm/control.hpp"
+#include "vmm/report.hpp"
 #include "vmm/signals.hpp"
 
 #include <asm/errno.h>
@@ -23,7 +23,7 @@ void Runner::run() {
     if (!error) {
       handle_exit();
     } else if (error.number != EINTR && error.number != EAGAIN) {
-      end(CASEMATE_EXIT_HOST, static_cast<std::uint32_t>(error.number));
+      report_crash(vcpu_, CASEMATE_EXIT_HOST, static_cast<std::uint32_t>(error.number));
     }
   }
 }
@@ -37,17 +37,9 @@ void Runner::handle_exit() {
   case KVM_EXIT_INTR:
     break;
   case KVM_EXIT_MMIO:
-    end(CASEMATE_EXIT_PROTOCOL, 0, state.mmio.phys_addr);
-  case KVM_EXIT_SHUTDOWN:
-  case KVM_EXIT_SYSTEM_EVENT:
-    end(CASEMATE_EXIT_SHUTDOWN, 0);
-  case KVM_EXIT_INTERNAL_ERROR:
-    end(CASEMATE_EXIT_INTERNAL, state.internal.suberror);
-  case KVM_EXIT_FAIL_ENTRY:
-    end(CASEMATE_EXIT_INTERNAL,
-        static_cast<std::uint32_t>(state.fail_entry.hardware_entry_failure_reason));
+    report_crash(vcpu_, CASEMATE_EXIT_PROTOCOL, 0, state.mmio.phys_addr);
   default:
-    end(CASEMATE_EXIT_INTERNAL, state.exit_reason);
+    report_stopped(vcpu_);
   }
 }
 
@@ -59,7 +51,7 @@ void Runner::handle_io() {
     end_with_fault();
   }
   if (!is_out || data.size() != sizeof(std::uint32_t)) {
-    end(CASEMATE_EXIT_PROTOCOL, io.port);
+    report_crash(vcpu_, CASEMATE_EXIT_PROTOCOL, io.port);
   }
   std::uint32_t value;
   std::memcpy(&value, data.data(), sizeof value);
@@ -77,31 +69,28 @@ void Runner::handle_hypercall(std::uint16_t port, std::uint32_t value) {
     status = hypercalls_.proceed();
   }
   if (status == HypercallStatus::Exit) {
-    end(CASEMATE_EXIT_GUEST, hypercalls_.exit_code());
+    casemate_exited exited{};
+    exited.code = hypercalls_.exit_code();
+    report_end(exited, CASEMATE_EXIT_GUEST);
   }
   if (status == HypercallStatus::Violation) {
-    end(CASEMATE_EXIT_PROTOCOL, port);
+    report_crash(vcpu_, CASEMATE_EXIT_PROTOCOL, port);
   }
 }
 
 void Runner::ring_doorbell() {
   doorbell_rung_ = true;
-  timeline_.stamp(CASEMATE_STAMP_DOORBELL);
-  casemate_doorbell doorbell{};
-  std::memcpy(doorbell.stamps, timeline_.stamps, sizeof doorbell.stamps);
-  send(doorbell, CASEMATE_EVENT_DOORBELL);
-  if (start_paused_) {
-    stay_paused();
-  }
+  report_doorbell(timeline_, start_paused_);
 }
 
 /// An exception handler reported. Which one, says its address; the rest is on its stack.
 void Runner::end_with_fault() {
   casemate_exited exited{};
-  read_registers(exited);
+  read_registers(vcpu_, exited);
   const std::uint64_t offset = exited.registers.rip - machine::handlers_address;
   if (offset >= sizeof(machine::SystemPage::handlers)) {
-    end(CASEMATE_EXIT_PROTOCOL, machine::fault_port); // a guest at CPL 0 that uses it itself
+    // A guest at CPL 0 that uses it itself.
+    report_crash(vcpu_, CASEMATE_EXIT_PROTOCOL, machine::fault_port);
   }
   exited.vector = static_cast<std::uint32_t>(offset / sizeof(machine::Handler));
   machine::ExceptionFrame frame{};
@@ -114,37 +103,7 @@ void Runner::end_with_fault() {
   exited.registers.rip = frame.rip;
   exited.registers.rsp = frame.rsp;
   exited.registers.rflags = frame.rflags;
-  finish(exited, CASEMATE_EXIT_FAULT);
-}
-
-void Runner::end(casemate_exit_reason reason, std::uint32_t code, std::uint64_t address) {
-  casemate_exited exited{};
-  exited.code = code;
-  exited.address = address;
-  if (reason != CASEMATE_EXIT_GUEST) {
-    read_registers(exited);
-  }
-  finish(exited, reason);
-}
-
-void Runner::finish(casemate_exited& exited, casemate_exit_reason reason) {
-  exited.reason = reason;
-  exited.at = sys::monotonic_ns();
-  send(exited, CASEMATE_EVENT_EXITED);
-  exit_process(0);
-}
-
-void Runner::read_registers(casemate_exited& exited) const {
-  kvm_regs regs{};
-  kvm_sregs sregs{};
-  if (vcpu_.get_regs(regs) || vcpu_.get_sregs(sregs)) {
-    return;
-  }
-  exited.has_registers = 1;
-  exited.registers = {regs.rax,  regs.rbx,  regs.rcx,  regs.rdx,  regs.rsi,  regs.rdi,
-                      regs.rsp,  regs.rbp,  regs.r8,   regs.r9,   regs.r10,  regs.r11,
-                      regs.r12,  regs.r13,  regs.r14,  regs.r15,  regs.rip,  regs.rflags,
-                      sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer};
+  report_end(exited, CASEMATE_EXIT_FAULT);
 }
 
 } // namespace casemate::vmm

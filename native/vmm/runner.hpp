@@ -26,10 +26,7 @@ private:
   void handle_io();
   void handle_hypercall(std::uint16_t port, std::uint32_t value);
   void ring_doorbell();
-  void read_registers(casemate_exited& exited) const;
   [[noreturn]] void end_with_fault();
-  [[noreturn]] void end(casemate_exit_reason reason, std::uint32_t code, std::uint64_t address = 0);
-  [[noreturn]] void finish(casemate_exited& exited, casemate_exit_reason reason);
 
   const kvm::Vcpu& vcpu_;
   const machine::GuestMemory& memory_;

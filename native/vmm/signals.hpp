@@ -1,4 +1,4 @@
-// The two signals of the monitor.
+// The signals of the monitor.
 #pragma once
 
 #include "kvm/vcpu.hpp"
@@ -13,6 +13,16 @@ sys::SysError prepare_control_signal();
 /// socket, its hang-up too: that gets the vCPU out of guest code without a second
 /// thread. Not before the guest is to run: set-up is not to be interrupted. fcntl(2)
 void start_control_signal();
+
+/// For a console whose input is not only read when the guest asks: the owner of its signal,
+/// and that of the timer.
+sys::SysError prepare_console_signals();
+
+/// From here on SIGIO tells of input, too.
+void start_console_signal();
+
+/// Raises what take_control_signal() takes after so many microseconds, once. setitimer(2)
+void raise_control_signal_in(std::uint32_t microseconds);
 
 /// The vCPU whose KVM_RUN the signal is to end. There must not be another.
 void interrupt_on_control(const kvm::Vcpu& vcpu);

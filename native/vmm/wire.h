@@ -22,12 +22,12 @@
 enum casemate_fd {
   CASEMATE_FD_CONTROL = 3, /* this protocol */
   CASEMATE_FD_KVM = 4,     /* /dev/kvm */
-  CASEMATE_FD_GUEST = 5,   /* guest image: regular file or memfd, read-only */
+  CASEMATE_FD_GUEST = 5,   /* guest image or kernel: regular file or memfd, read-only */
   /* Two SOCK_STREAM sockets, one a direction: with one for both, a guest that ends
    * with unread input would break off the output that Node has not read yet. */
   CASEMATE_FD_CONSOLE_OUT = 6,
   CASEMATE_FD_CONSOLE_IN = 7,
-  CASEMATE_FD_INPUT = 8, /* optional buffer for the guest: regular file or memfd */
+  CASEMATE_FD_INPUT = 8, /* optional input, or initrd: regular file or memfd */
   CASEMATE_FD_LEASE = 9, /* optional; never used, held open until the monitor is gone */
   CASEMATE_FD_END
 };
@@ -49,7 +49,8 @@ struct casemate_command {
 enum casemate_image_format {
   CASEMATE_IMAGE_AUTO = 0, /* ELF by its magic, flat otherwise */
   CASEMATE_IMAGE_ELF = 1,
-  CASEMATE_IMAGE_FLAT = 2
+  CASEMATE_IMAGE_FLAT = 2,
+  CASEMATE_IMAGE_LINUX = 3 /* vmlinux; the one argument is its command line */
 };
 
 enum casemate_configure_flags {
@@ -65,6 +66,7 @@ enum casemate_configure_flags {
 
 #define CASEMATE_MAX_CPUID 256u
 #define CASEMATE_MAX_ARGUMENTS_SIZE 65536u
+#define CASEMATE_MAX_COMMAND_LINE 2048u /* with its NUL: what x86 kernels take */
 #define CASEMATE_MAX_MESSAGE (128u * 1024u)
 
 /* Followed by cpuid_count struct kvm_cpuid_entry2 (40 bytes each), then by
@@ -77,7 +79,7 @@ struct casemate_configure {
   __u32 flags;       /* enum casemate_configure_flags */
   __u32 format;      /* enum casemate_image_format */
   __u32 vcpu_count;  /* 1 for bare-metal guests */
-  __u32 cpl;         /* 3, or 0 on request */
+  __u32 cpl;         /* 3, or 0 on request and for Linux */
   __u32 cpuid_count;
   __u32 argument_count;
   __u32 arguments_size; /* bytes */
@@ -88,7 +90,9 @@ struct casemate_configure {
 
 enum casemate_event_type {
   CASEMATE_EVENT_JAILED = 1,   /* own rights given up; prepares KVM, waits for RUN */
-  CASEMATE_EVENT_DOORBELL = 2, /* first hypercall of the guest, once: struct casemate_doorbell */
+  /* First hypercall of the guest, or first access of a Linux guest to a device; once:
+   * struct casemate_doorbell */
+  CASEMATE_EVENT_DOORBELL = 2,
   CASEMATE_EVENT_PAUSED = 3,
   CASEMATE_EVENT_RESUMED = 4,
   CASEMATE_EVENT_EXITED = 5, /* the last event of a guest: struct casemate_exited */
@@ -128,7 +132,10 @@ enum casemate_exit_reason {
   CASEMATE_EXIT_SHUTDOWN = 3, /* triple fault, or a shutdown asked of the machine */
   CASEMATE_EXIT_INTERNAL = 4, /* KVM_EXIT_INTERNAL_ERROR / FAIL_ENTRY: code = suberror or reason */
   CASEMATE_EXIT_PROTOCOL = 5, /* the guest broke the ABI (unknown port, bad pointer): code = port */
-  CASEMATE_EXIT_HOST = 6      /* a system call of the monitor failed at run time: code = errno */
+  CASEMATE_EXIT_HOST = 6,     /* a system call of the monitor failed at run time: code = errno */
+  CASEMATE_EXIT_POWEROFF = 7, /* ACPI's S5 */
+  CASEMATE_EXIT_REBOOT = 8,   /* a reset of the machine */
+  CASEMATE_EXIT_PANIC = 9     /* told by the guest's kernel, through pvpanic */
 };
 
 struct casemate_registers {
@@ -148,7 +155,7 @@ struct casemate_exited {
   __u64 at;      /* CLOCK_MONOTONIC ns */
   __u32 has_registers;
   __u32 reserved;
-  struct casemate_registers registers; /* not for CASEMATE_EXIT_GUEST */
+  struct casemate_registers registers; /* of a guest that did not end itself */
 };
 
 /* Where a monitor's set-up failed. */
@@ -172,7 +179,10 @@ enum casemate_image_error {
   CASEMATE_IMAGE_OUTSIDE_RAM = 6, /* a segment outside the guest's memory, or below 2 MiB */
   CASEMATE_IMAGE_BAD_ENTRY = 7,   /* entry point outside every executable segment */
   CASEMATE_IMAGE_EMPTY = 8,
-  CASEMATE_IMAGE_INPUT_TOO_BIG = 9 /* image, input, arguments and stack do not fit into memory */
+  CASEMATE_IMAGE_INPUT_TOO_BIG = 9, /* image, input, arguments and stack do not fit into memory */
+  CASEMATE_IMAGE_COMPRESSED = 10,   /* a bzImage, where a vmlinux is wanted */
+  CASEMATE_IMAGE_KERNEL_OUTSIDE_RAM = 11, /* likewise for kernels, whose limit is 1 MiB */
+  CASEMATE_IMAGE_INITRD_TOO_BIG = 12      /* kernel and initrd do not fit into memory */
 };
 
 struct casemate_failed {

@@ -24,6 +24,10 @@ export interface BenchOptions {
 export interface RunOptions {
   /** Path of the guest's image; absent: the built-in guest. */
   readonly guest?: string;
+  /** Paths of a Linux kernel and its initrd, and its command line. */
+  readonly kernel?: string;
+  readonly initrd?: string;
+  readonly cmdline?: string;
   /** The guest's own arguments. */
   readonly args: readonly string[];
   readonly memoryMib?: number;
@@ -49,6 +53,9 @@ const BENCH_OPTIONS = {
 } as const satisfies OptionTable;
 const RUN_OPTIONS = {
   ...HELP,
+  kernel: { type: 'string', short: 'k' },
+  initrd: { type: 'string' },
+  cmdline: { type: 'string' },
   memory: { type: 'string', short: 'm' },
   cpl: { type: 'string' },
   input: { type: 'string', short: 'i' },
@@ -114,6 +121,7 @@ function parseRun(argv: readonly string[]): Command {
   const { values, rest } = parse('run', argv, RUN_OPTIONS);
   if (values.help) return { name: 'help', topic: 'run' };
   const [guest, ...args] = rest;
+  if (values.kernel !== undefined && guest !== undefined) throw usage('run', `Unexpected argument '${guest}' with --kernel`);
   return {
     name: 'run',
     args,
@@ -121,6 +129,9 @@ function parseRun(argv: readonly string[]): Command {
     timeline: values.timeline ?? false,
     evidence: values.evidence ?? false,
     ...(guest !== undefined && { guest }),
+    ...(values.kernel !== undefined && { kernel: values.kernel }),
+    ...(values.initrd !== undefined && { initrd: values.initrd }),
+    ...(values.cmdline !== undefined && { cmdline: values.cmdline }),
     ...(values.memory !== undefined && { memoryMib: wholeNumber('run', '--memory', values.memory) }),
     ...(values.cpl !== undefined && { cpl: privilegeLevel(values.cpl) }),
     ...(values.input !== undefined && { input: values.input }),

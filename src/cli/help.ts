@@ -30,8 +30,13 @@ Without one, the guest that comes with casemate says hello. Options of casemate 
 everything behind it is the guest's own. What you type or pipe in is the guest's input, what it prints is
 printed, and its exit code is the exit code of this command. Ctrl-C ends the VM.
 
+With --kernel the guest is a Linux: its serial console is what is typed and printed, and it ends by powering off.
+
 Options:
-  -m, --memory MIB   memory of the VM in MiB, an even number (default: 16)
+  -k, --kernel FILE  an uncompressed Linux kernel (vmlinux) instead of a guest
+      --initrd FILE  its initial RAM file system
+      --cmdline TEXT its whole command line (default: console=ttyS0 quiet panic=-1 pci=off)
+  -m, --memory MIB   memory of the VM in MiB, an even number (default: 16, with --kernel 256)
   -i, --input FILE   a file that the guest finds in its memory
   -t, --timeout MS   end the VM after so many milliseconds
       --cpl 0|3      privilege level at which the guest runs (default: 3, native on every kind of KVM)
@@ -41,11 +46,12 @@ Options:
   -h, --help         this text
 
 Exit codes:
-  0 to 255           the guest's own
+  0 to 255           the guest's own; 0 where a Linux powered off, 1 where it asked for a restart
   124                the time given with --timeout passed
   125                casemate itself failed; the message says why and what to do
   130, 143, 129      ended by Ctrl-C, SIGTERM or SIGHUP
-  134                the guest crashed: a fault, a triple fault, a call that its machine does not have
+  134                the guest crashed: a fault, a triple fault, a kernel's panic, a call that its machine does not
+                     have
   137                the VM was killed from outside
   141                whoever read the output went away
 
@@ -55,6 +61,7 @@ Examples:
   casemate run --timeline --evidence
   casemate run hello.elf world
   echo shout this | casemate run --timeout 1000 upper.elf
+  casemate run --kernel vmlinux --initrd initrd.img --memory 512
 `,
 
   bench: `Measures how long launches take on this machine, and which steps hold the time.

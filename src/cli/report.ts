@@ -8,18 +8,24 @@ const TIMED_OUT = 124;
 const FAILED = 125;
 const CRASHED = 134; // as a program that aborted itself
 const KILLED = 137;
+const REBOOTED = 1;
 
 /** The exit code of `casemate run` for the end of its VM. */
 export function exitCodeOf(exit: VmExit): number {
   switch (exit.reason) {
     case 'exit':
       return Math.min(exit.code, 255);
+    case 'poweroff':
+      return 0;
+    case 'reboot':
+      return REBOOTED;
     case 'timeout':
       return TIMED_OUT;
     case 'killed':
       return KILLED;
     case 'fault':
     case 'shutdown':
+    case 'panic':
     case 'internal-error':
     case 'protocol':
       return CRASHED;
@@ -74,7 +80,7 @@ export function renderTimeline(timeline: Timeline): string {
   const guest = `${microseconds(timeline.t1 - timeline.t0).toFixed(0)} µs`;
   const resolved = `${microseconds(timeline.t2 - timeline.t0).toFixed(0)} µs`;
   return `${table.join('\n')}
-From the call of launch() to the guest's first hypercall: ${guest}; to its return: ${resolved}.
+From the call of launch() to the guest's first sign of life: ${guest}; to its return: ${resolved}.
 A process's first launch loads the addon and makes the namespaces that later ones find ready.
 `;
 }

@@ -41,12 +41,15 @@ async function runGuest(options: RunOptions, signal: AbortSignal): Promise<numbe
 }
 
 function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions {
-  const { guest, args, memoryMib, cpl, input, timeoutMs } = options;
+  const { guest, kernel, initrd, cmdline, args, memoryMib, cpl, input, timeoutMs } = options;
   return {
-    args: [...args],
+    ...(kernel === undefined && { args: [...args] }),
     signal,
     startPaused: options.evidence, // a guest may have ended before anybody has looked at its jail
     ...(guest !== undefined && { guest, name: basename(guest) }),
+    ...(kernel !== undefined && { kernel }),
+    ...(initrd !== undefined && { initrd }),
+    ...(cmdline !== undefined && { cmdline }),
     ...(memoryMib !== undefined && { memoryMib }),
     ...(cpl !== undefined && { cpl }),
     ...(input !== undefined && { input }),
@@ -93,7 +96,7 @@ function report(options: RunOptions, vm: Vm, exit: VmExit, evidence: Evidence | 
     heading('The jail, as the kernel shows it from outside');
     process.stderr.write(renderEvidence(evidence));
   }
-  if (exit.reason !== 'exit') process.stderr.write(`casemate: ${describeExit(exit)}\n`);
+  if (exit.reason !== 'exit' && exit.reason !== 'poweroff') process.stderr.write(`casemate: ${describeExit(exit)}\n`);
 }
 
 function heading(text: string): void {

@@ -19,6 +19,12 @@ export type VmExit =
     }
   /** A triple fault, or the machine was shut down. */
   | { readonly reason: 'shutdown'; readonly registers: GuestRegisters | undefined }
+  /** A Linux guest switched its machine off. */
+  | { readonly reason: 'poweroff' }
+  /** A Linux guest restarted its machine, which here is its end. Kernels do that too when they panic: `panic=-1`. */
+  | { readonly reason: 'reboot' }
+  /** The kernel of a Linux guest panicked, and had the driver to say so (pvpanic-mmio). */
+  | { readonly reason: 'panic'; readonly registers: GuestRegisters | undefined }
   /** The guest broke its ABI (docs/guest-abi.md): an unknown port, a pointer outside its memory. */
   | { readonly reason: 'protocol'; readonly port: number; readonly registers: GuestRegisters | undefined }
   /** KVM could not go on: KVM_EXIT_INTERNAL_ERROR or KVM_EXIT_FAIL_ENTRY. */
@@ -74,7 +80,11 @@ export function exitOf(event: ExitedEvent): VmExit {
       return { reason: 'fault', vector, name, errorCode, address, registers };
     }
     case 'shutdown':
-      return { reason: 'shutdown', registers };
+    case 'panic':
+      return { reason: event.reason, registers };
+    case 'poweroff':
+    case 'reboot':
+      return { reason: event.reason };
     case 'protocol':
       return { reason: 'protocol', port: code, registers };
     case 'internal':
@@ -108,6 +118,12 @@ export function describeExit(exit: VmExit): string {
     }
     case 'shutdown':
       return 'the guest shut the machine down, or faulted three times over';
+    case 'poweroff':
+      return 'the guest switched itself off';
+    case 'reboot':
+      return 'the guest asked for a restart';
+    case 'panic':
+      return 'the kernel of the guest panicked';
     case 'protocol':
       return `the guest broke its ABI at port 0x${exit.port.toString(16)}`;
     case 'internal-error':

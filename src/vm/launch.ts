@@ -13,6 +13,7 @@ import {
   reaped,
   runLaunch,
 } from '../jail/launcher.js';
+import type { NativeFile } from '../jail/native.js';
 import { type Jail, monitorPlan } from '../jail/profiles.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
@@ -29,7 +30,8 @@ import { bare, decodeEvent, encodeConfiguration, type MonitorEvent, wire } from 
 let count = 0;
 
 /**
- * Launches a virtual machine in a jail and resolves at its guest's first hypercall (its doorbell).
+ * Launches a virtual machine in a jail and resolves at its guest's first hypercall (its doorbell), which for a Linux
+ * guest is its kernel's first access to a device of its machine: from then on guest code has run.
  *
  * Options are checked before anything is created. A failure at any step leaves nothing behind: no process,
  * descriptor, mount, cgroup or namespace.
@@ -68,21 +70,21 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
   const plan = planFor(options);
   try {
     const kvm = kvmDevice(options.kvmFd);
+    const { linux } = options;
     const configuration = encodeConfiguration({
       memorySize: options.memoryMib * 1024 * 1024,
       flags: configurationFlags(options),
-      format: options.format,
-      cpl: options.cpl,
+      format: linux === undefined ? options.format : 'linux',
+      cpl: linux === undefined ? options.cpl : 0,
       ...vcpuFacts(kvm),
-      args: options.args,
+      args: linux === undefined ? options.args : [linux.cmdline],
     });
     launching = runLaunch({
       plan,
       descriptors: {
         null: devNull(),
         kvm,
-        guest: options.guest === undefined ? builtInGuest() : files.open('options.guest', options.guest),
-        ...(options.input !== undefined && { input: files.open('options.input', options.input) }),
+        ...openGuest(options, files),
         ...(options.jail.networkNamespaceFd !== undefined && { networkNamespace: options.jail.networkNamespaceFd }),
         ...(options.jail.cgroupFd !== undefined && { cgroup: options.jail.cgroupFd }),
       },
@@ -96,9 +98,28 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
   if (outcome.stage !== 'none' || outcome.child === undefined) {
     const end = await reaped(outcome.child);
     if (options.signal?.aborted) throw abortError(options.signal);
-    throw outcome.stage === 'monitor' ? monitorError(outcome, end) : launchError(outcome);
+    throw outcome.stage === 'monitor' ? monitorError(options, outcome, end) : launchError(outcome);
   }
   return awaitDoorbell(id, options, plan, outcome, t0);
+}
+
+/** The image or kernel, and the input or initrd. */
+function openGuest({ guest, input, linux }: ParsedOptions, files: LaunchFiles): Record<string, NativeFile | number> {
+  if (linux === undefined) {
+    return {
+      guest: guest === undefined ? builtInGuest() : files.open('options.guest', guest),
+      ...(input !== undefined && { input: files.open('options.input', input) }),
+    };
+  }
+  return {
+    guest: files.open('options.kernel', linux.kernel),
+    ...(linux.initrd !== undefined && { input: files.open('options.initrd', linux.initrd) }),
+  };
+}
+
+/** Whether there is a second file, beside the guest's image. */
+function hasInput({ input, linux }: ParsedOptions): boolean {
+  return (linux === undefined ? input : linux.initrd) !== undefined;
 }
 
 /** Takes over a monitor that has been let go, until its guest has rung. */
@@ -153,30 +174,41 @@ async function startError(vm: Vm, options: ParsedOptions): Promise<Error> {
   const exit = await vm.exited;
   if (options.signal?.aborted) return abortError(options.signal);
   const { failure, violation } = vm.trouble;
-  if (failure !== undefined) return failureError(failure);
+  if (failure !== undefined) return failureError(options, failure);
   if (violation !== undefined) {
     return new CasemateError('ERR_CASEMATE_PROTOCOL', `The monitor sent ${violation}; it was killed`, {
       step: 'control',
       remedy: 'Treat the guest as hostile: this is what a taken-over monitor does.',
     });
   }
+  const sign = options.linux === undefined ? 'hypercall' : 'access to a device';
   if (exit.reason === 'timeout') {
-    return new CasemateError('ERR_CASEMATE_TIMEOUT', 'The guest made no hypercall within its time; it was killed', {
+    return new CasemateError('ERR_CASEMATE_TIMEOUT', `The guest made no ${sign} within its time; it was killed`, {
       step: 'guest',
-      remedy: 'Ring the doorbell early (docs/guest-abi.md), or raise options.startTimeoutMs or options.timeoutMs.',
+      remedy:
+        options.linux === undefined
+          ? 'Ring the doorbell early (docs/guest-abi.md), or raise options.startTimeoutMs or options.timeoutMs.'
+          : 'Raise options.startTimeoutMs or options.timeoutMs: kernels are slow where KVM is emulated or paravirtual.',
     });
   }
-  return new CasemateError('ERR_CASEMATE_EARLY_EXIT', `Before its first hypercall ${describeExit(exit)}`, {
+  return new CasemateError('ERR_CASEMATE_EARLY_EXIT', `Before its first ${sign} ${describeExit(exit)}`, {
     step: 'guest',
-    remedy: 'Is the guest built for the ABI of docs/guest-abi.md, and for this CPL?',
+    remedy:
+      options.linux === undefined
+        ? 'Is the guest built for the ABI of docs/guest-abi.md, and for this CPL?'
+        : 'Is it a kernel for x86-64, and is there enough memory for it in options.memoryMib?',
     cause: exit,
   });
 }
 
 /** A monitor that gave up before it was released. */
-function monitorError(outcome: LaunchOutcome, end: { code: number | null; signal: number | null }): CasemateError {
+function monitorError(
+  options: ParsedOptions,
+  outcome: LaunchOutcome,
+  end: { code: number | null; signal: number | null },
+): CasemateError {
   const event = outcome.event && decodeEvent(outcome.event, outcome.event.length);
-  if (event?.type === 'failed') return failureError(event);
+  if (event?.type === 'failed') return failureError(options, event);
   if (outcome.error?.code === 'ETIMEDOUT') {
     return new CasemateError('ERR_CASEMATE_TIMEOUT', 'The monitor did not give up its rights in time; it was killed', {
       step: 'monitor',
@@ -192,8 +224,16 @@ function monitorError(outcome: LaunchOutcome, end: { code: number | null; signal
   });
 }
 
-function failureError(event: Extract<MonitorEvent, { type: 'failed' }>): CasemateError {
+function failureError({ linux }: ParsedOptions, event: Extract<MonitorEvent, { type: 'failed' }>): CasemateError {
   const { step, errno, call, image } = event;
+  if (image !== undefined && linux !== undefined) {
+    return new CasemateError('ERR_CASEMATE_GUEST_IMAGE', `The kernel cannot be loaded: ${image}`, {
+      step: 'options.kernel',
+      remedy:
+        "Pass the vmlinux of an x86-64 kernel (the kernel's scripts/extract-vmlinux takes it out of a bzImage), and " +
+        'memory for all of it in options.memoryMib.',
+    });
+  }
   if (image !== undefined) {
     return new CasemateError('ERR_CASEMATE_GUEST_IMAGE', `The guest image cannot be loaded: ${image}`, {
       step: 'options.guest',
@@ -233,7 +273,8 @@ function checkLayers(jail: Jail): void {
   if (jail.selinuxContext !== undefined) selinux.checkContext(jail.selinuxContext);
 }
 
-function configurationFlags({ console, input, jail, startPaused }: ParsedOptions): number {
+function configurationFlags(options: ParsedOptions): number {
+  const { console, jail, startPaused } = options;
   const { flags } = wire;
   const on = (layer: 'landlock' | 'seccomp' | 'noNewPrivs') => jail.layers[layer] === 'required';
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
@@ -241,7 +282,7 @@ function configurationFlags({ console, input, jail, startPaused }: ParsedOptions
     flags.parentDeath |
     (startPaused ? flags.paused : 0) |
     (console ? flags.console : 0) |
-    (input === undefined ? 0 : flags.input) |
+    (hasInput(options) ? flags.input : 0) |
     (ownUserId ? flags.lease : 0) |
     (on('landlock') ? flags.landlock : 0) |
     (on('seccomp') ? flags.seccomp : 0) |
@@ -250,7 +291,8 @@ function configurationFlags({ console, input, jail, startPaused }: ParsedOptions
 }
 
 /** The numbers of the descriptors that a monitor is born with. */
-function bornWith({ console, input, jail }: ParsedOptions): number[] {
+function bornWith(options: ParsedOptions): number[] {
+  const { console, jail } = options;
   const { control, kvm, guest, lease } = wire.descriptors;
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
   return [
@@ -261,7 +303,7 @@ function bornWith({ console, input, jail }: ParsedOptions): number[] {
     kvm,
     guest,
     ...(console ? [wire.descriptors.consoleOut, wire.descriptors.consoleIn] : []),
-    ...(input === undefined ? [] : [wire.descriptors.input]),
+    ...(hasInput(options) ? [wire.descriptors.input] : []),
     ...(ownUserId ? [lease] : []),
   ];
 }
@@ -269,11 +311,13 @@ function bornWith({ console, input, jail }: ParsedOptions): number[] {
 const plans = new Map<string, LaunchPlan>();
 
 /** The plan of a launch: the same for all launches that ask for the same jail. */
-function planFor({ jail, console, input }: ParsedOptions): LaunchPlan {
-  const key = `${jail.key} ${console} ${input !== undefined}`;
+function planFor(options: ParsedOptions): LaunchPlan {
+  const { jail, console } = options;
+  const input = hasInput(options);
+  const key = `${jail.key} ${console} ${input}`;
   let plan = plans.get(key);
   if (plan === undefined) {
-    const monitor = { console, input: input !== undefined, numbers: wire.descriptors };
+    const monitor = { console, input, numbers: wire.descriptors };
     plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
     });
@@ -295,6 +339,6 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   vcpuFacts(kvmDevice(parsed.kvmFd));
   planFor(parsed);
   devNull();
-  if (parsed.guest === undefined) builtInGuest();
+  if (parsed.linux === undefined && parsed.guest === undefined) builtInGuest();
   await poolsFilled();
 }

@@ -1,5 +1,6 @@
 import { boolean, descriptor, integer, invalid, object, oneOf, string } from '../is.js';
 import { type Jail, type JailOptions, parseJail } from '../jail/profiles.js';
+import { wire } from './wire.js';
 
 /** A file that the VM gets: its path, its contents, or a descriptor that stays the caller's. */
 export type FileSource = string | Uint8Array | { fd: number };
@@ -11,13 +12,26 @@ export interface LaunchOptions {
    * guest, which says hello.
    */
   guest?: FileSource;
+  /**
+   * Instead of `guest`: an uncompressed Linux kernel, the `vmlinux` of an x86-64 one. It has one vCPU, and finds a serial
+   * port, which is {@link Vm.console}, and hardware-reduced ACPI.
+   */
+  kernel?: FileSource;
+  /** The initial RAM file system of `kernel`: a cpio archive, compressed as the kernel can, or several in one file. */
+  initrd?: FileSource;
+  /**
+   * The command line of `kernel`, all of it; at most 2047 bytes. Default `'console=ttyS0 quiet panic=-1 pci=off'`: the
+   * console is {@link Vm.console}; each byte on it costs an exit, hence only what matters; a kernel that panics ends its
+   * VM; and there is no PCI to look for.
+   */
+  cmdline?: string;
   /** What `guest` is. Default `'auto'`: ELF by its first bytes, flat otherwise. */
   format?: 'auto' | 'elf' | 'flat';
   /** The guest's arguments. `argv[0]` is its name, as everywhere; it is {@link LaunchOptions.name} and not given here. */
   args?: readonly string[];
   /** A buffer that the guest finds in its memory, read-write, a private copy. */
   input?: FileSource;
-  /** Memory of the guest in MiB, even, 8 to 65536. Default 16. */
+  /** Memory of the guest in MiB, even, 8 to 65536. Default 16, with `kernel` 256. */
   memoryMib?: number;
   /** Privilege level that the guest runs at: 3, native on every kind of KVM (the default), or 0. */
   cpl?: 0 | 3;
@@ -28,7 +42,7 @@ export interface LaunchOptions {
   /** An open `/dev/kvm` to use instead of opening it; it stays the caller's. */
   kvm?: { fd: number };
   /**
-   * The guest is paused at its first hypercall and goes on at {@link Vm.resume}: time to look at
+   * The guest is paused at its first hypercall, or a Linux guest's first access to a device, and goes on at {@link Vm.resume}: time to look at
    * {@link Vm.evidence}, or to connect {@link Vm.console}, before it does anything. Default false.
    */
   startPaused?: boolean;
@@ -36,14 +50,23 @@ export interface LaunchOptions {
   name?: string;
   /** Ends the VM, with reason `'timeout'`, this many milliseconds after `launch()`. Default: never. */
   timeoutMs?: number;
-  /** How long the guest may take to its first hypercall, in milliseconds. Default 10000. */
+  /** How long the guest may take until {@link launch} resolves, in milliseconds. Default 10000. */
   startTimeoutMs?: number;
   /** Aborts the launch; once the VM runs, kills it. */
   signal?: AbortSignal;
 }
 
+/** What a Linux guest is made of. */
+export interface LinuxOptions {
+  readonly kernel: FileSource;
+  readonly initrd: FileSource | undefined;
+  readonly cmdline: string;
+}
+
 /** Checked options, with their defaults. */
 export interface ParsedOptions {
+  /** Undefined: the guest is a bare-metal one. */
+  readonly linux: LinuxOptions | undefined;
   /** Undefined: the built-in one. */
   readonly guest: FileSource | undefined;
   readonly format: 'auto' | 'elf' | 'flat';
@@ -62,6 +85,9 @@ export interface ParsedOptions {
 
 const known = [
   'guest',
+  'kernel',
+  'initrd',
+  'cmdline',
   'format',
   'args',
   'input',
@@ -80,17 +106,23 @@ const known = [
 /** The largest delay that Node's timers take. */
 const maxDelayMs = 0x7fffffff;
 
-const maxArgumentsSize = 65536;
+const defaultCmdline = 'console=ttyS0 quiet panic=-1 pci=off';
+
+/** Options that only bare-metal guests have, and those that only Linux guests have. */
+const bareMetalOnly = ['guest', 'format', 'args', 'input', 'cpl', 'name'] as const;
+const linuxOnly = ['initrd', 'cmdline'] as const;
 
 /** Refuses bad options before anything is created. */
 export function parseOptions(options: unknown): ParsedOptions {
   // Only what is undefined has a default: null is as wrong as any other value.
+  const given = object('options', options, known);
+  const linux = parseLinux(given);
   const {
     guest,
     format = 'auto',
     args = [],
     input,
-    memoryMib = 16,
+    memoryMib = linux === undefined ? 16 : 256,
     cpl = 3,
     console = 'pipe',
     jail,
@@ -100,12 +132,13 @@ export function parseOptions(options: unknown): ParsedOptions {
     timeoutMs,
     startTimeoutMs = 10_000,
     signal,
-  } = object('options', options, known);
+  } = given;
   const argv0 = string('options.name', name);
   const size = integer('options.memoryMib', memoryMib, 8, 65536);
   if (size % 2 !== 0) throw invalid('options.memoryMib', 'an even number (pages are of 2 MiB)', size);
   if (cpl !== 0 && cpl !== 3) throw invalid('options.cpl', '0 or 3', cpl);
   return {
+    linux,
     guest: guest === undefined ? undefined : parseFile('options.guest', guest),
     format: oneOf('options.format', format, ['auto', 'elf', 'flat']),
     args: [argv0, ...parseArgs(args, argv0)],
@@ -122,13 +155,32 @@ export function parseOptions(options: unknown): ParsedOptions {
   };
 }
 
+function parseLinux(given: Record<string, unknown>): LinuxOptions | undefined {
+  const { kernel, initrd, cmdline = defaultCmdline } = given;
+  for (const name of kernel === undefined ? linuxOnly : bareMetalOnly) {
+    if (given[name] === undefined) continue;
+    throw invalid(`options.${name}`, `nothing ${kernel === undefined ? 'without' : 'with'} options.kernel`, given[name]);
+  }
+  if (kernel === undefined) return undefined;
+  const line = string('options.cmdline', cmdline);
+  const size = Buffer.byteLength(line) + 1;
+  if (size > wire.maxCommandLine) {
+    throw invalid('options.cmdline', `a string of at most ${wire.maxCommandLine - 1} bytes`, `${size - 1} bytes`);
+  }
+  return {
+    kernel: parseFile('options.kernel', kernel),
+    initrd: initrd === undefined ? undefined : parseFile('options.initrd', initrd),
+    cmdline: line,
+  };
+}
+
 function parseArgs(value: unknown, name: string): string[] {
   if (!Array.isArray(value)) throw invalid('options.args', 'an array of strings', value);
   // Not value.map(), which leaves out the holes of a sparse array.
   const args = Array.from(value, (arg, index) => string(`options.args[${index}]`, arg));
   const size = [name, ...args].reduce((sum, arg) => sum + Buffer.byteLength(arg) + 1, 0);
-  if (size > maxArgumentsSize) {
-    throw invalid('options.args', `arguments of at most ${maxArgumentsSize} bytes in all`, `${size} bytes`);
+  if (size > wire.maxArgumentsSize) {
+    throw invalid('options.args', `arguments of at most ${wire.maxArgumentsSize} bytes in all`, `${size} bytes`);
   }
   return args;
 }

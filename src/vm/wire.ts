@@ -9,7 +9,7 @@ export const wire = {
   version: 1,
   descriptors: { control: 3, kvm: 4, guest: 5, consoleOut: 6, consoleIn: 7, input: 8, lease: 9 },
   commands: { configure: 1, run: 2, pause: 3, resume: 4 },
-  formats: { auto: 0, elf: 1, flat: 2 },
+  formats: { auto: 0, elf: 1, flat: 2, linux: 3 },
   flags: {
     console: 1,
     input: 2,
@@ -24,9 +24,10 @@ export const wire = {
   cpuidEntrySize: 40,
   maxCpuid: 256,
   maxArgumentsSize: 65536,
+  maxCommandLine: 2048,
   events: { jailed: 1, doorbell: 2, paused: 3, resumed: 4, exited: 5, failed: 6, blocked: 7 },
   sizes: { doorbell: 96, exited: 232, failed: 64, blocked: 24 },
-  exits: { guest: 1, fault: 2, shutdown: 3, internal: 4, protocol: 5, host: 6 },
+  exits: { guest: 1, fault: 2, shutdown: 3, internal: 4, protocol: 5, host: 6, poweroff: 7, reboot: 8, panic: 9 },
 } as const;
 
 /** The monitor's steps, in the order of enum casemate_stamp. */
@@ -61,6 +62,9 @@ const imageErrors = [
   'its entry point lies outside every executable segment',
   'it is empty',
   'image, input, arguments and stack do not fit into the memory of the guest',
+  'it is a compressed kernel (bzImage), and the uncompressed one in it is wanted (vmlinux)',
+  'a segment lies outside the memory of the guest, or below 1 MiB',
+  'kernel and initrd do not fit into the memory of the guest',
 ] as const;
 
 const registerNames = [

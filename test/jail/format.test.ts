@@ -295,7 +295,8 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   t.is(Math.max(...Object.values(wire.descriptors)) + 1, c('CASEMATE_FD_END'));
   const commands = { configure: 'CONFIGURE', run: 'RUN', pause: 'PAUSE', resume: 'RESUME' };
   t.deepEqual<object, object>(wire.commands, constants(commands, 'CASEMATE_COMMAND_'));
-  t.deepEqual<object, object>(wire.formats, constants({ auto: 'AUTO', elf: 'ELF', flat: 'FLAT' }, 'CASEMATE_IMAGE_'));
+  const formats = { auto: 'AUTO', elf: 'ELF', flat: 'FLAT', linux: 'LINUX' };
+  t.deepEqual<object, object>(wire.formats, constants(formats, 'CASEMATE_IMAGE_'));
   const flags = { console: 'CONSOLE', input: 'INPUT', lease: 'LEASE', landlock: 'LANDLOCK', seccomp: 'SECCOMP' };
   const others = { noNewPrivs: 'NO_NEW_PRIVS', parentDeath: 'PARENT_DEATH', paused: 'PAUSED' };
   t.deepEqual<object, object>(wire.flags, constants({ ...flags, ...others }, 'CASEMATE_CONFIGURE_'));
@@ -305,12 +306,14 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
     constants({ ...events, failed: 'FAILED', blocked: 'BLOCKED' }, 'CASEMATE_EVENT_'),
   );
   const exits = { guest: 'GUEST', fault: 'FAULT', shutdown: 'SHUTDOWN', internal: 'INTERNAL', protocol: 'PROTOCOL' };
-  t.deepEqual<object, object>(wire.exits, constants({ ...exits, host: 'HOST' }, 'CASEMATE_EXIT_'));
+  const linuxExits = { poweroff: 'POWEROFF', reboot: 'REBOOT', panic: 'PANIC' };
+  t.deepEqual<object, object>(wire.exits, constants({ ...exits, host: 'HOST', ...linuxExits }, 'CASEMATE_EXIT_'));
   const sizes = Object.keys(wire.sizes).map((name) => [name, c(`sizeof casemate_${name}`)]);
   t.deepEqual<object, object>(wire.sizes, Object.fromEntries(sizes));
   t.is<number, number>(wire.configureSize, c('sizeof casemate_configure'));
   t.is<number, number>(wire.maxCpuid, c('CASEMATE_MAX_CPUID'));
   t.is<number, number>(wire.maxArgumentsSize, c('CASEMATE_MAX_ARGUMENTS_SIZE'));
+  t.is<number, number>(wire.maxCommandLine, c('CASEMATE_MAX_COMMAND_LINE'));
   t.is<number, number>(wire.cpuidEntrySize, c('sizeof kvm_cpuid_entry2'));
   const largest = wire.configureSize + wire.maxCpuid * wire.cpuidEntrySize + wire.maxArgumentsSize;
   t.true(largest <= c('CASEMATE_MAX_MESSAGE'));
@@ -448,7 +451,10 @@ withCompiler("a monitor's messages are read as the structs of wire.h", (t) => {
     OUTSIDE_RAM: /segment.*outside/,
     BAD_ENTRY: /entry/,
     EMPTY: /empty/,
-    INPUT_TOO_BIG: /do not fit/,
+    INPUT_TOO_BIG: /input.*do not fit/,
+    COMPRESSED: /bzImage/,
+    KERNEL_OUTSIDE_RAM: /segment.*below 1 MiB/,
+    INITRD_TOO_BIG: /initrd do not fit/,
   };
   for (const [constant, words] of Object.entries(images)) {
     const detail = c(`CASEMATE_IMAGE_${constant}`);

@@ -1,0 +1,194 @@
+#include "machine/linux.hpp"
+
+#include "machine/acpi.hpp"
+#include "machine/kernel.hpp"
+#include "machine/layout.hpp"
+#include "sys/syscall.hpp"
+
+#include <asm/bootparam.h>
+
+#include <cstring>
+
+namespace casemate::machine {
+
+namespace {
+
+// Where things are below 1 MiB. Kernels build their own of all but the last two.
+constexpr std::uint64_t boot_gdt_address = 0x500;
+constexpr std::uint64_t zero_page_address = 0x7000;
+constexpr std::uint64_t stack_top = 0x9000;
+constexpr std::uint64_t boot_pml4_address = 0x9000;
+constexpr std::uint64_t boot_pdpt_address = 0xa000;
+constexpr std::uint64_t directories_address = 0xb000; // one for each gigabyte below the hole
+constexpr std::uint64_t seed_address = 0x1f000;
+constexpr std::uint64_t command_line_address = 0x20000;
+/// RAM ends here for a kernel: above were the firmware's data and the adapters.
+constexpr std::uint64_t low_ram_end = 0x9fc00;
+
+/// What every kernel takes as the place of an initrd ends here.
+constexpr std::uint64_t initrd_limit = 0x80000000;
+
+constexpr std::uint16_t boot_code_selector = 0x10; // by the protocol, as the next one
+constexpr std::uint16_t boot_data_selector = 0x18;
+constexpr std::uint16_t boot_task_selector = 0x20;
+
+constexpr std::uint32_t e820_ram = 1;
+constexpr std::uint32_t e820_acpi = 3;
+
+/// struct setup_data, with the kernel's generator's first seed: what it has of entropy
+/// before any interrupt. The kernel wipes it out.
+struct RandomSeed {
+  std::uint64_t next = 0;
+  std::uint32_t type = 9; // SETUP_RNG_SEED
+  std::uint32_t length = sizeof bytes;
+  std::byte bytes[64];
+};
+static_assert(sizeof(RandomSeed) == 80);
+
+sys::SysError write_seed(const GuestMemory& memory) {
+  RandomSeed seed;
+  // Up to 256 bytes come whole or not at all.
+  const long count = sys::call_retry(__NR_getrandom, seed.bytes, sizeof seed.bytes, 0);
+  if (count != sizeof seed.bytes) {
+    return {"getrandom", count < 0 ? static_cast<int>(-count) : 5 /* EIO */};
+  }
+  memory.write(seed_address, seed);
+  return {};
+}
+
+/// As high as it may be: kernels want what follows on them for themselves. 0: no room.
+std::uint64_t place_initrd(const Image& kernel, const GuestMemory& memory, std::uint64_t size) {
+  const std::uint64_t limit = std::min(memory.low_size(), initrd_limit);
+  if (size > limit) {
+    return 0;
+  }
+  const std::uint64_t address = (limit - size) / page_size * page_size;
+  return address >= kernel.end ? address : 0;
+}
+
+void add_range(boot_params& zero_page, std::uint64_t start, std::uint64_t end, std::uint32_t type) {
+  if (end > start) {
+    zero_page.e820_table[zero_page.e820_entries++] = {start, end - start, type};
+  }
+}
+
+void write_zero_page(const LinuxSource& source, const GuestMemory& memory, std::uint64_t initrd) {
+  boot_params zero_page{};
+  zero_page.acpi_rsdp_addr = acpi_address;
+  setup_header& header = zero_page.hdr;
+  header.boot_flag = 0xaa55;
+  header.header = 0x53726448; // "HdrS"
+  header.version = 0x020f;
+  header.type_of_loader = 0xff; // none that has a number
+  header.loadflags = LOADED_HIGH;
+  header.kernel_alignment = large_page_size;
+  header.cmd_line_ptr = command_line_address;
+  header.cmdline_size = static_cast<std::uint32_t>(source.command_line.size() - 1);
+  header.ramdisk_image = static_cast<std::uint32_t>(initrd);
+  header.ramdisk_size = static_cast<std::uint32_t>(source.initrd_size);
+  header.setup_data = seed_address;
+  add_range(zero_page, 0, low_ram_end, e820_ram);
+  add_range(zero_page, acpi_address, acpi_address + acpi_size, e820_acpi);
+  add_range(zero_page, kernel_base, memory.low_size(), e820_ram);
+  add_range(zero_page, GuestMemory::hole_end, GuestMemory::hole_end + memory.high_size(), e820_ram);
+  memory.write(zero_page_address, zero_page);
+}
+
+void write_descriptors(const GuestMemory& memory) {
+  memory.write<std::uint64_t>(boot_gdt_address + boot_code_selector, 0x00af9b000000ffff);
+  memory.write<std::uint64_t>(boot_gdt_address + boot_data_selector, 0x00cf93000000ffff);
+  memory.write<std::uint64_t>(boot_gdt_address + boot_task_selector, 0x00008b0000000067);
+}
+
+/// Maps all low RAM to itself.
+void write_page_tables(const GuestMemory& memory) {
+  constexpr std::uint64_t table = 1u << 0 | 1u << 1 | 1u << 5; // present, writable, accessed
+  constexpr std::uint64_t page = table | 1u << 6 | 1u << 7;    // dirty, large
+  memory.write(boot_pml4_address, boot_pdpt_address | table);
+  for (std::uint64_t at = 0; at < memory.low_size(); at += large_page_size) {
+    const std::uint64_t directory = directories_address + at / huge_page_size * page_size;
+    memory.write(boot_pdpt_address + at / huge_page_size * 8, directory | table);
+    memory.write(directory + at % huge_page_size / large_page_size * 8, at | page);
+  }
+}
+
+} // namespace
+
+ImageError load_linux(const LinuxSource& source, const GuestMemory& memory, std::uint64_t& entry) {
+  Image kernel;
+  if (auto error = parse_kernel(source.kernel, source.kernel_size, memory, kernel)) {
+    return error;
+  }
+  std::uint64_t initrd = 0;
+  if (source.initrd_size > 0) {
+    initrd = place_initrd(kernel, memory, source.initrd_size);
+    if (initrd == 0) {
+      return {CASEMATE_IMAGE_INITRD_TOO_BIG};
+    }
+    if (auto error = read_exactly(source.initrd, 0, memory.at(initrd, source.initrd_size),
+                                  source.initrd_size)) {
+      return error;
+    }
+  }
+  if (auto error = load_image(source.kernel, kernel, memory)) {
+    return error;
+  }
+  std::memcpy(memory.at(command_line_address, source.command_line.size()),
+              source.command_line.data(), source.command_line.size());
+  if (const auto error = write_seed(memory)) {
+    return {0, error};
+  }
+  write_zero_page(source, memory, initrd);
+  write_descriptors(memory);
+  write_page_tables(memory);
+  write_acpi_tables(memory, source.vcpu_count);
+  entry = kernel.entry;
+  return {};
+}
+
+kvm_regs linux_registers(std::uint64_t entry) {
+  kvm_regs regs{};
+  regs.rip = entry;
+  regs.rsi = zero_page_address;
+  regs.rsp = stack_top;
+  regs.rflags = 2; // the bit that is always set
+  return regs;
+}
+
+kvm_sregs linux_system_registers() {
+  kvm_segment code{};
+  code.limit = 0xffffffff;
+  code.selector = boot_code_selector;
+  code.type = 11; // executable, readable, accessed
+  code.present = 1;
+  code.s = 1;
+  code.l = 1;
+  code.g = 1;
+
+  kvm_segment data = code;
+  data.selector = boot_data_selector;
+  data.type = 3; // writable, accessed
+  data.l = 0;
+  data.db = 1;
+
+  kvm_sregs sregs{};
+  sregs.cs = code;
+  sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
+  sregs.tr.limit = 0x67;
+  sregs.tr.selector = boot_task_selector;
+  sregs.tr.type = 11; // busy, as Intel's processors demand
+  sregs.tr.present = 1;
+  sregs.ldt.type = 2;
+  sregs.ldt.unusable = 1;
+  sregs.gdt.base = boot_gdt_address;
+  sregs.gdt.limit = boot_task_selector + 7;
+  sregs.cr0 = 0x80000011; // PG, ET, PE
+  sregs.cr3 = boot_pml4_address;
+  sregs.cr4 = 0x20;   // PAE
+  sregs.efer = 0x500; // LMA, LME
+  // Enabled and on the bootstrap processor, as after reset.
+  sregs.apic_base = 0xfee00900;
+  return sregs;
+}
+
+} // namespace casemate::machine

@@ -1,0 +1,35 @@
+// A Linux guest, made ready in memory by the 64-bit boot protocol: kernel, initrd,
+// command line, zero page, random seed, page tables, ACPI; and the registers that it
+// starts with. Documentation/arch/x86/boot.rst of the kernel
+#pragma once
+
+#include "kvm/abi.h"
+#include "machine/guest_memory.hpp"
+#include "machine/image.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace casemate::machine {
+
+/// What a Linux guest is made of. Numbers have been checked; the files' contents have not.
+struct LinuxSource {
+  int kernel = -1;
+  std::uint64_t kernel_size = 0;
+  int initrd = -1;
+  std::uint64_t initrd_size = 0; // 0: there is none
+  /// With its NUL, CASEMATE_MAX_COMMAND_LINE bytes at most.
+  std::span<const std::byte> command_line{};
+  std::uint32_t vcpu_count = 1;
+};
+
+/// `memory` has never been written to. `entry` is where the first vCPU starts.
+ImageError load_linux(const LinuxSource& source, const GuestMemory& memory, std::uint64_t& entry);
+
+kvm_regs linux_registers(std::uint64_t entry);
+
+/// 64-bit mode with paging, flat segments, interrupts off.
+kvm_sregs linux_system_registers();
+
+} // namespace casemate::machine
