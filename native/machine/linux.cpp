@@ -3,17 +3,19 @@
 #include "machine/acpi.hpp"
 #include "machine/kernel.hpp"
 #include "machine/layout.hpp"
+#include "machine/power.hpp"
 #include "sys/syscall.hpp"
 
 #include <asm/bootparam.h>
 
+#include <array>
 #include <cstring>
 
 namespace casemate::machine {
 
 namespace {
 
-// Where things are below 1 MiB. Kernels build their own of all but the last two.
+// Where things are below 1 MiB.
 constexpr std::uint64_t boot_gdt_address = 0x500;
 constexpr std::uint64_t zero_page_address = 0x7000;
 constexpr std::uint64_t stack_top = 0x9000;
@@ -22,6 +24,7 @@ constexpr std::uint64_t boot_pdpt_address = 0xa000;
 constexpr std::uint64_t directories_address = 0xb000; // one for each gigabyte below the hole
 constexpr std::uint64_t seed_address = 0x1f000;
 constexpr std::uint64_t command_line_address = 0x20000;
+constexpr std::uint64_t reset_vector_address = 0xffff0;
 /// RAM ends here for a kernel: above were the firmware's data and the adapters.
 constexpr std::uint64_t low_ram_end = 0x9fc00;
 
@@ -100,6 +103,23 @@ void write_descriptors(const GuestMemory& memory) {
   memory.write<std::uint64_t>(boot_gdt_address + boot_task_selector, 0x00008b0000000067);
 }
 
+/// What kernels jump to, back in real mode, when they know of no better way to restart a
+/// machine; one whose ACPI is hardware-reduced tries nothing else before.
+void write_reset_vector(const GuestMemory& memory) {
+  constexpr std::array<std::uint8_t, 9> code{
+      0xba,
+      reset_port & 0xff,
+      reset_port >> 8, // mov $reset_port, %dx
+      0xb0,
+      reset_value, // mov $reset_value, %al
+      0xee,        // out %al, (%dx)
+      0xf4,
+      0xeb,
+      0xfd, // hlt; jmp back to it
+  };
+  memory.write(reset_vector_address, code);
+}
+
 /// Maps all low RAM to itself.
 void write_page_tables(const GuestMemory& memory) {
   constexpr std::uint64_t table = 1u << 0 | 1u << 1 | 1u << 5; // present, writable, accessed
@@ -142,6 +162,7 @@ ImageError load_linux(const LinuxSource& source, const GuestMemory& memory, std:
   write_descriptors(memory);
   write_page_tables(memory);
   write_acpi_tables(memory, source.vcpu_count);
+  write_reset_vector(memory);
   entry = kernel.entry;
   return {};
 }

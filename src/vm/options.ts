@@ -20,9 +20,9 @@ export interface LaunchOptions {
   /** The initial RAM file system of `kernel`: a cpio archive, compressed as the kernel can, or several in one file. */
   initrd?: FileSource;
   /**
-   * The command line of `kernel`, all of it; at most 2047 bytes. Default `'console=ttyS0 quiet panic=-1 pci=off'`: the
+   * The command line of `kernel`, all of it; at most 2047 bytes. Default `'console=ttyS0 quiet panic=-1'`: the
    * console is {@link Vm.console}; each byte on it costs an exit, hence only what matters; a kernel that panics ends its
-   * VM; and there is no PCI to look for.
+   * VM.
    */
   cmdline?: string;
   /** What `guest` is. Default `'auto'`: ELF by its first bytes, flat otherwise. */
@@ -106,7 +106,7 @@ const known = [
 /** The largest delay that Node's timers take. */
 const maxDelayMs = 0x7fffffff;
 
-const defaultCmdline = 'console=ttyS0 quiet panic=-1 pci=off';
+const defaultCmdline = 'console=ttyS0 quiet panic=-1';
 
 /** Options that only bare-metal guests have, and those that only Linux guests have. */
 const bareMetalOnly = ['guest', 'format', 'args', 'input', 'cpl', 'name'] as const;
