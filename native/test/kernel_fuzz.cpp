@@ -1,0 +1,52 @@
+// libFuzzer: any bytes as a Linux kernel. Either refused, or loaded within what the
+// parser promised; ASan and UBSan watch.
+#include "machine/kernel.hpp"
+#include "machine/linux.hpp"
+#include "sys/fd.hpp"
+#include "sys/mapping.hpp"
+
+#include <cstdlib>
+#include <linux/memfd.h>
+
+using namespace casemate;
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  constexpr std::uint64_t ram = 8 << 20;
+  sys::Fd file(static_cast<int>(sys::call(__NR_memfd_create, "kernel", MFD_CLOEXEC)));
+  if (sys::call(__NR_write, file.get(), data, size) != static_cast<long>(size)) {
+    return -1;
+  }
+  auto mapped = sys::Mapping::map(ram, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+  if (!mapped) {
+    return -1;
+  }
+  sys::Mapping mapping = std::move(mapped).value();
+  const machine::GuestMemory memory(mapping.data(), ram);
+
+  machine::Image kernel;
+  const bool is_refused =
+      static_cast<bool>(machine::parse_kernel(file.get(), size, memory, kernel));
+  for (const machine::Segment& segment : kernel.segments()) {
+    if (memory.at(segment.address, segment.memory_size) == nullptr ||
+        segment.address < machine::kernel_base ||
+        segment.address + segment.memory_size > kernel.end ||
+        segment.file_size > segment.memory_size || segment.offset + segment.file_size > size) {
+      std::abort();
+    }
+  }
+
+  // The same bytes as an initrd, which nobody looks into.
+  machine::LinuxSource source;
+  source.kernel = file.get();
+  source.kernel_size = size;
+  source.initrd = file.get();
+  source.initrd_size = size;
+  const std::byte command_line[1]{};
+  source.command_line = command_line;
+  std::uint64_t entry = 0;
+  const machine::ImageError error = machine::load_linux(source, memory, entry);
+  if (is_refused ? !error : error && error.reason != CASEMATE_IMAGE_INITRD_TOO_BIG) {
+    std::abort();
+  }
+  return 0;
+}
