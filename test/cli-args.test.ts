@@ -59,6 +59,14 @@ test('every option of run is understood', (t) => {
   t.deepEqual(parseCommand(['run', '-m', '32', '-i', 'in', '-t500', '--cpl=0', '--json', 'guest.elf']), expected);
 });
 
+test('run takes a kernel with its initrd and command line instead of a guest', (t) => {
+  const argv = ['run', '--kernel', 'vmlinux', '--initrd', 'initrd.img', '--cmdline', 'quiet ro', '-m', '512'];
+  const expected = { ...plain, kernel: 'vmlinux', initrd: 'initrd.img', cmdline: 'quiet ro', memoryMib: 512 };
+  t.deepEqual(parseCommand(argv), expected);
+  t.deepEqual(parseCommand(['run', '-k', 'vmlinux']), { ...plain, kernel: 'vmlinux' });
+  t.throws(() => parseCommand(['run', '-k', 'vmlinux', 'guest']), unusable);
+});
+
 test('everything behind the guest is its own, dashes or not', (t) => {
   t.deepEqual(parseCommand(['run', '--json', 'guest', '--json', '-h', '--', '--memory', 'x']), {
     ...plain,

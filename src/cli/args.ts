@@ -121,7 +121,8 @@ function parseRun(argv: readonly string[]): Command {
   const { values, rest } = parse('run', argv, RUN_OPTIONS);
   if (values.help) return { name: 'help', topic: 'run' };
   const [guest, ...args] = rest;
-  if (values.kernel !== undefined && guest !== undefined) throw usage('run', `Unexpected argument '${guest}' with --kernel`);
+  if (values.kernel !== undefined && guest !== undefined)
+    throw usage('run', `Unexpected argument '${guest}' with --kernel`);
   return {
     name: 'run',
     args,

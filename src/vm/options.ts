@@ -159,7 +159,11 @@ function parseLinux(given: Record<string, unknown>): LinuxOptions | undefined {
   const { kernel, initrd, cmdline = defaultCmdline } = given;
   for (const name of kernel === undefined ? linuxOnly : bareMetalOnly) {
     if (given[name] === undefined) continue;
-    throw invalid(`options.${name}`, `nothing ${kernel === undefined ? 'without' : 'with'} options.kernel`, given[name]);
+    throw invalid(
+      `options.${name}`,
+      `nothing ${kernel === undefined ? 'without' : 'with'} options.kernel`,
+      given[name],
+    );
   }
   if (kernel === undefined) return undefined;
   const line = string('options.cmdline', cmdline);

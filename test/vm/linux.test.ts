@@ -1,0 +1,193 @@
+/**
+ * Linux guests' machine, with kernels of a few instructions: whatever KVM is here can run those. What boots a real
+ * kernel is another matter, and needs a KVM that runs one.
+ */
+import { once } from 'node:events';
+import { text } from 'node:stream/consumers';
+import { type LaunchOptions, launch } from 'casemate';
+import { requires } from '../helpers/index.js';
+import {
+  echo,
+  follow,
+  kernel,
+  loop,
+  out,
+  powerOff,
+  print,
+  printPort,
+  printString,
+  tripleFault,
+} from '../helpers/kernels.js';
+import { refused, run } from '../helpers/vm.js';
+
+const test = requires('kvm');
+
+test('a kernel prints on its serial port and switches itself off', async (t) => {
+  const { output, exit } = await run({ kernel: kernel(print('hello\n'), powerOff) });
+  t.is(output, 'hello\n');
+  t.deepEqual(exit, { reason: 'poweroff' });
+});
+
+for (const [how, port, value] of [
+  ["the chipset's register", 0xcf9, 0x06],
+  ['the keyboard controller', 0x64, 0xfe],
+] as const) {
+  test(`a kernel that resets its machine by ${how} ends it, and what it wrote last is read`, async (t) => {
+    const { output, exit } = await run({ kernel: kernel(print('bye'), out(port, value)) });
+    t.is(output, 'bye');
+    t.deepEqual(exit, { reason: 'reboot' });
+  });
+}
+
+test('a kernel that panics says so by pvpanic', async (t) => {
+  const { exit } = await run({ kernel: kernel(out(0x505, 1)) });
+  t.is(exit.reason, 'panic');
+  if (exit.reason === 'panic') t.is(exit.registers?.rdx, 0x505n);
+});
+
+test('a triple fault is told apart', async (t) => {
+  const { output, exit } = await run({ kernel: kernel(print('x'), tripleFault) });
+  t.is(output, 'x');
+  t.is(exit.reason, 'shutdown');
+});
+
+test('a kernel finds its command line, of 2047 bytes too', async (t) => {
+  for (const cmdline of ['root=/dev/vda quiet', '', 'x'.repeat(2047)]) {
+    const { output } = await run({ kernel: kernel(follow(0x228), printString, powerOff), cmdline });
+    t.is(output, `${cmdline}\0`);
+  }
+});
+
+test('without a command line of its own a kernel gets the default one', async (t) => {
+  const { output } = await run({ kernel: kernel(follow(0x228), printString, powerOff) });
+  t.is(output, 'console=ttyS0 quiet panic=-1\0');
+});
+
+test('a kernel finds its initrd', async (t) => {
+  const initrd = Buffer.from('an archive of files\0');
+  const { output } = await run({ kernel: kernel(follow(0x218), printString, powerOff), initrd });
+  t.is(output, 'an archive of files\0');
+});
+
+test('a kernel reads what is typed, and what was typed before it looked', async (t) => {
+  await using vm = await launch({ kernel: kernel(print('>'), echo, powerOff) });
+  await once(vm.console, 'readable');
+  vm.console.write('typed ');
+  vm.console.write('x'.repeat(1000));
+  vm.console.write('.');
+  t.is(await text(vm.console), `>typed ${'x'.repeat(1000)}.`);
+  t.deepEqual(await vm.exited, { reason: 'poweroff' });
+});
+
+test('a prompt is shown though its line does not end and its guest says no more', async (t) => {
+  await using vm = await launch({ kernel: kernel(print('login: '), loop) });
+  let shown = '';
+  for await (const chunk of vm.console) {
+    shown += chunk;
+    if (shown === 'login: ') break;
+  }
+  t.is(shown, 'login: ');
+});
+
+test('ports that nothing is behind read as ones', async (t) => {
+  await using vm = await launch({ kernel: kernel(printPort(0x20), printPort(0x2f8), printPort(0xcfc), powerOff) });
+  const chunks: Buffer[] = [];
+  for await (const chunk of vm.console) chunks.push(chunk);
+  t.deepEqual(Buffer.concat(chunks), Buffer.from([0xff, 0xff, 0xff]));
+});
+
+test('a Linux guest starts paused at its first access to a device, and can be paused later', async (t) => {
+  await using vm = await launch({ kernel: kernel(print('>'), echo, powerOff), startPaused: true });
+  t.is(vm.state, 'paused');
+  t.is(vm.console.read(), null);
+  await vm.resume();
+  await once(vm.console, 'readable');
+  await vm.pause();
+  vm.console.write('.');
+  await vm.resume();
+  t.is(await text(vm.console), '>.');
+});
+
+test('the jail of a Linux guest is as strict as any', async (t) => {
+  const initrd = Buffer.alloc(4096);
+  await using vm = await launch({ kernel: kernel(print('>'), loop), initrd, startPaused: true });
+  const evidence = await vm.evidence();
+  t.deepEqual(
+    evidence.layers.filter(({ ok }) => !ok),
+    [],
+  );
+});
+
+test('a Linux guest without a console runs, and its output vanishes', async (t) => {
+  await using vm = await launch({ kernel: kernel(print('nobody reads this\n'), powerOff), console: 'ignore' });
+  t.deepEqual(await vm.exited, { reason: 'poweroff' });
+});
+
+test('the timeline of a Linux guest has every step of the monitor', async (t) => {
+  await using vm = await launch({ kernel: kernel(print('>'), powerOff) });
+  const names = vm.timeline.steps.filter(({ where }) => where === 'monitor').map(({ name }) => name);
+  t.deepEqual(names.slice(-5), ['vcpu', 'confine', 'load', 'awaitRun', 'guest']);
+  await vm.exited;
+});
+
+test('a kernel that ends before it has touched a device is an error', async (t) => {
+  const error = await refused(t, { kernel: kernel(tripleFault) }, 'ERR_CASEMATE_EARLY_EXIT');
+  t.regex(error.message, /first access to a device/);
+});
+
+test('a kernel that touches no device in its time is an error', async (t) => {
+  const error = await refused(t, { kernel: kernel(loop), startTimeoutMs: 300 }, 'ERR_CASEMATE_TIMEOUT');
+  t.regex(error.message, /access to a device/);
+});
+
+const bzImage = Buffer.alloc(4096);
+bzImage.write('HdrS', 0x202);
+
+const unloadable: readonly (readonly [title: string, why: RegExp, options: LaunchOptions])[] = [
+  ['a bzImage', /bzImage.*vmlinux/, { kernel: bzImage }],
+  ['what is no ELF file', /64-bit/, { kernel: Buffer.alloc(4096, 'x') }],
+  ['a kernel cut short', /shorter/, { kernel: kernel(loop).subarray(0, -1) }],
+  ['a kernel that does not fit', /outside the memory/, { kernel: kernel(loop), memoryMib: 16 }],
+  [
+    'an initrd that does not fit',
+    /initrd do not fit/,
+    { kernel: kernel(loop), memoryMib: 18, initrd: Buffer.alloc(2 ** 22) },
+  ],
+];
+
+for (const [title, why, options] of unloadable) {
+  test(`${title} is refused from within the jail`, async (t) => {
+    const error = await refused(t, options, 'ERR_CASEMATE_GUEST_IMAGE');
+    t.is(error.step, 'options.kernel');
+    t.regex(error.message, why);
+    t.regex(error.remedy, /vmlinux/);
+  });
+}
+
+const senseless: readonly (readonly [step: string, options: LaunchOptions])[] = [
+  ['options.guest', { kernel: 'k', guest: 'g' }],
+  ['options.format', { kernel: 'k', format: 'elf' }],
+  ['options.args', { kernel: 'k', args: [] }],
+  ['options.input', { kernel: 'k', input: 'i' }],
+  ['options.cpl', { kernel: 'k', cpl: 0 }],
+  ['options.name', { kernel: 'k', name: 'n' }],
+  ['options.initrd', { initrd: 'i' }],
+  ['options.cmdline', { cmdline: 'quiet' }],
+  ['options.kernel', { kernel: '' }],
+  ['options.initrd', { kernel: 'k', initrd: 7 as never }],
+  ['options.cmdline', { kernel: 'k', cmdline: 'x'.repeat(2048) }],
+  ['options.cmdline', { kernel: 'k', cmdline: 'é'.repeat(1024) }],
+  ['options.cmdline', { kernel: 'k', cmdline: 'a\0b' }],
+];
+
+for (const [step, options] of senseless) {
+  test(`${JSON.stringify(options).slice(0, 50)} is refused: ${step}`, async (t) => {
+    t.is((await refused(t, options, 'ERR_CASEMATE_INVALID_OPTION')).step, step);
+  });
+}
+
+test('a kernel that is not there is an error about the file', async (t) => {
+  t.is((await refused(t, { kernel: '/nonexistent' }, 'ERR_CASEMATE_FILE')).step, 'options.kernel');
+  const options = { kernel: kernel(loop), initrd: '/nonexistent' };
+  t.is((await refused(t, options, 'ERR_CASEMATE_FILE')).step, 'options.initrd');
+});
