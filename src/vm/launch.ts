@@ -13,7 +13,6 @@ import {
   reaped,
   runLaunch,
 } from '../jail/launcher.js';
-import type { NativeFile } from '../jail/native.js';
 import { type Jail, monitorPlan } from '../jail/profiles.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
@@ -68,23 +67,24 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
   const files = new LaunchFiles();
   let launching: Promise<LaunchOutcome>;
   const plan = planFor(options);
+  const names = isLinux(options) ? linuxNames : bareMetalNames;
   try {
     const kvm = kvmDevice(options.kvmFd);
-    const { linux } = options;
     const configuration = encodeConfiguration({
       memorySize: options.memoryMib * 1024 * 1024,
       flags: configurationFlags(options),
-      format: linux === undefined ? options.format : 'linux',
-      cpl: linux === undefined ? options.cpl : 0,
+      format: options.format,
+      cpl: options.cpl,
       ...vcpuFacts(kvm),
-      args: linux === undefined ? options.args : [linux.cmdline],
+      args: options.args,
     });
     launching = runLaunch({
       plan,
       descriptors: {
         null: devNull(),
         kvm,
-        ...openGuest(options, files),
+        guest: options.guest === undefined ? builtInGuest() : files.open(names.guest, options.guest),
+        ...(options.input !== undefined && { input: files.open(names.input, options.input) }),
         ...(options.jail.networkNamespaceFd !== undefined && { networkNamespace: options.jail.networkNamespaceFd }),
         ...(options.jail.cgroupFd !== undefined && { cgroup: options.jail.cgroupFd }),
       },
@@ -103,24 +103,10 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
   return awaitDoorbell(id, options, plan, outcome, t0);
 }
 
-/** The image or kernel, and the input or initrd. */
-function openGuest({ guest, input, linux }: ParsedOptions, files: LaunchFiles): Record<string, NativeFile | number> {
-  if (linux === undefined) {
-    return {
-      guest: guest === undefined ? builtInGuest() : files.open('options.guest', guest),
-      ...(input !== undefined && { input: files.open('options.input', input) }),
-    };
-  }
-  return {
-    guest: files.open('options.kernel', linux.kernel),
-    ...(linux.initrd !== undefined && { input: files.open('options.initrd', linux.initrd) }),
-  };
-}
+const bareMetalNames = { guest: 'options.guest', input: 'options.input' };
+const linuxNames = { guest: 'options.kernel', input: 'options.initrd' };
 
-/** Whether there is a second file, beside the guest's image. */
-function hasInput({ input, linux }: ParsedOptions): boolean {
-  return (linux === undefined ? input : linux.initrd) !== undefined;
-}
+const isLinux = ({ format }: ParsedOptions): boolean => format === 'linux';
 
 /** Takes over a monitor that has been let go, until its guest has rung. */
 async function awaitDoorbell(
@@ -181,22 +167,20 @@ async function startError(vm: Vm, options: ParsedOptions): Promise<Error> {
       remedy: 'Treat the guest as hostile: this is what a taken-over monitor does.',
     });
   }
-  const sign = options.linux === undefined ? 'hypercall' : 'access to a device';
+  const sign = isLinux(options) ? 'access to a device' : 'hypercall';
   if (exit.reason === 'timeout') {
     return new CasemateError('ERR_CASEMATE_TIMEOUT', `The guest made no ${sign} within its time; it was killed`, {
       step: 'guest',
-      remedy:
-        options.linux === undefined
-          ? 'Ring the doorbell early (docs/guest-abi.md), or raise options.startTimeoutMs or options.timeoutMs.'
-          : 'Raise options.startTimeoutMs or options.timeoutMs: kernels are slow where KVM is emulated or paravirtual.',
+      remedy: isLinux(options)
+        ? 'Raise options.startTimeoutMs or options.timeoutMs: kernels are slow where KVM is emulated or paravirtual.'
+        : 'Ring the doorbell early (docs/guest-abi.md), or raise options.startTimeoutMs or options.timeoutMs.',
     });
   }
   return new CasemateError('ERR_CASEMATE_EARLY_EXIT', `Before its first ${sign} ${describeExit(exit)}`, {
     step: 'guest',
-    remedy:
-      options.linux === undefined
-        ? 'Is the guest built for the ABI of docs/guest-abi.md, and for this CPL?'
-        : 'Is it a kernel for x86-64, and is there enough memory for it in options.memoryMib?',
+    remedy: isLinux(options)
+      ? 'Is it a kernel for x86-64, and is there enough memory for it in options.memoryMib?'
+      : 'Is the guest built for the ABI of docs/guest-abi.md, and for this CPL?',
     cause: exit,
   });
 }
@@ -224,9 +208,9 @@ function monitorError(
   });
 }
 
-function failureError({ linux }: ParsedOptions, event: Extract<MonitorEvent, { type: 'failed' }>): CasemateError {
+function failureError(options: ParsedOptions, event: Extract<MonitorEvent, { type: 'failed' }>): CasemateError {
   const { step, errno, call, image } = event;
-  if (image !== undefined && linux !== undefined) {
+  if (image !== undefined && isLinux(options)) {
     return new CasemateError('ERR_CASEMATE_GUEST_IMAGE', `The kernel cannot be loaded: ${image}`, {
       step: 'options.kernel',
       remedy:
@@ -273,8 +257,7 @@ function checkLayers(jail: Jail): void {
   if (jail.selinuxContext !== undefined) selinux.checkContext(jail.selinuxContext);
 }
 
-function configurationFlags(options: ParsedOptions): number {
-  const { console, jail, startPaused } = options;
+function configurationFlags({ console, input, jail, startPaused }: ParsedOptions): number {
   const { flags } = wire;
   const on = (layer: 'landlock' | 'seccomp' | 'noNewPrivs') => jail.layers[layer] === 'required';
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
@@ -282,7 +265,7 @@ function configurationFlags(options: ParsedOptions): number {
     flags.parentDeath |
     (startPaused ? flags.paused : 0) |
     (console ? flags.console : 0) |
-    (hasInput(options) ? flags.input : 0) |
+    (input === undefined ? 0 : flags.input) |
     (ownUserId ? flags.lease : 0) |
     (on('landlock') ? flags.landlock : 0) |
     (on('seccomp') ? flags.seccomp : 0) |
@@ -291,8 +274,7 @@ function configurationFlags(options: ParsedOptions): number {
 }
 
 /** The numbers of the descriptors that a monitor is born with. */
-function bornWith(options: ParsedOptions): number[] {
-  const { console, jail } = options;
+function bornWith({ console, input, jail }: ParsedOptions): number[] {
   const { control, kvm, guest, lease } = wire.descriptors;
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
   return [
@@ -303,7 +285,7 @@ function bornWith(options: ParsedOptions): number[] {
     kvm,
     guest,
     ...(console ? [wire.descriptors.consoleOut, wire.descriptors.consoleIn] : []),
-    ...(hasInput(options) ? [wire.descriptors.input] : []),
+    ...(input === undefined ? [] : [wire.descriptors.input]),
     ...(ownUserId ? [lease] : []),
   ];
 }
@@ -311,13 +293,11 @@ function bornWith(options: ParsedOptions): number[] {
 const plans = new Map<string, LaunchPlan>();
 
 /** The plan of a launch: the same for all launches that ask for the same jail. */
-function planFor(options: ParsedOptions): LaunchPlan {
-  const { jail, console } = options;
-  const input = hasInput(options);
-  const key = `${jail.key} ${console} ${input}`;
+function planFor({ jail, console, input }: ParsedOptions): LaunchPlan {
+  const key = `${jail.key} ${console} ${input !== undefined}`;
   let plan = plans.get(key);
   if (plan === undefined) {
-    const monitor = { console, input, numbers: wire.descriptors };
+    const monitor = { console, input: input !== undefined, numbers: wire.descriptors };
     plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
     });
@@ -339,6 +319,6 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   vcpuFacts(kvmDevice(parsed.kvmFd));
   planFor(parsed);
   devNull();
-  if (parsed.linux === undefined && parsed.guest === undefined) builtInGuest();
+  if (parsed.guest === undefined) builtInGuest();
   await poolsFilled();
 }

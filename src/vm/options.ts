@@ -56,21 +56,14 @@ export interface LaunchOptions {
   signal?: AbortSignal;
 }
 
-/** What a Linux guest is made of. */
-export interface LinuxOptions {
-  readonly kernel: FileSource;
-  readonly initrd: FileSource | undefined;
-  readonly cmdline: string;
-}
-
 /** Checked options, with their defaults. */
 export interface ParsedOptions {
-  /** Undefined: the guest is a bare-metal one. */
-  readonly linux: LinuxOptions | undefined;
-  /** Undefined: the built-in one. */
+  /** Of a Linux guest its kernel. Undefined: the built-in one. */
   readonly guest: FileSource | undefined;
-  readonly format: 'auto' | 'elf' | 'flat';
+  readonly format: 'auto' | 'elf' | 'flat' | 'linux';
+  /** Of a Linux guest its command line. */
   readonly args: readonly string[];
+  /** Of a Linux guest its initrd. */
   readonly input: FileSource | undefined;
   readonly memoryMib: number;
   readonly cpl: 0 | 3;
@@ -114,37 +107,24 @@ const linuxOnly = ['initrd', 'cmdline'] as const;
 
 /** Refuses bad options before anything is created. */
 export function parseOptions(options: unknown): ParsedOptions {
-  // Only what is undefined has a default: null is as wrong as any other value.
   const given = object('options', options, known);
-  const linux = parseLinux(given);
+  const isLinux = given.kernel !== undefined;
+  // Only what is undefined has a default: null is as wrong as any other value.
   const {
-    guest,
-    format = 'auto',
-    args = [],
-    input,
-    memoryMib = linux === undefined ? 16 : 256,
-    cpl = 3,
+    memoryMib = isLinux ? 256 : 16,
     console = 'pipe',
     jail,
     kvm,
     startPaused = false,
-    name = 'guest',
     timeoutMs,
     startTimeoutMs = 10_000,
     signal,
   } = given;
-  const argv0 = string('options.name', name);
   const size = integer('options.memoryMib', memoryMib, 8, 65536);
   if (size % 2 !== 0) throw invalid('options.memoryMib', 'an even number (pages are of 2 MiB)', size);
-  if (cpl !== 0 && cpl !== 3) throw invalid('options.cpl', '0 or 3', cpl);
   return {
-    linux,
-    guest: guest === undefined ? undefined : parseFile('options.guest', guest),
-    format: oneOf('options.format', format, ['auto', 'elf', 'flat']),
-    args: [argv0, ...parseArgs(args, argv0)],
-    input: input === undefined ? undefined : parseFile('options.input', input),
+    ...(isLinux ? parseLinux(given) : parseBareMetal(given)),
     memoryMib: size,
-    cpl,
     console: oneOf('options.console', console, ['pipe', 'ignore']) === 'pipe',
     jail: parseJail(jail),
     kvmFd: kvm === undefined ? undefined : descriptor('options.kvm.fd', object('options.kvm', kvm, ['fd']).fd),
@@ -155,27 +135,44 @@ export function parseOptions(options: unknown): ParsedOptions {
   };
 }
 
-function parseLinux(given: Record<string, unknown>): LinuxOptions | undefined {
+type GuestOptions = Pick<ParsedOptions, 'guest' | 'format' | 'args' | 'input' | 'cpl'>;
+
+function parseBareMetal(given: Record<string, unknown>): GuestOptions {
+  refuse(given, linuxOnly, 'without options.kernel');
+  const { guest, format = 'auto', args = [], input, cpl = 3, name = 'guest' } = given;
+  const argv0 = string('options.name', name);
+  if (cpl !== 0 && cpl !== 3) throw invalid('options.cpl', '0 or 3', cpl);
+  return {
+    guest: guest === undefined ? undefined : parseFile('options.guest', guest),
+    format: oneOf('options.format', format, ['auto', 'elf', 'flat']),
+    args: [argv0, ...parseArgs(args, argv0)],
+    input: input === undefined ? undefined : parseFile('options.input', input),
+    cpl,
+  };
+}
+
+function parseLinux(given: Record<string, unknown>): GuestOptions {
+  refuse(given, bareMetalOnly, 'with options.kernel');
   const { kernel, initrd, cmdline = defaultCmdline } = given;
-  for (const name of kernel === undefined ? linuxOnly : bareMetalOnly) {
-    if (given[name] === undefined) continue;
-    throw invalid(
-      `options.${name}`,
-      `nothing ${kernel === undefined ? 'without' : 'with'} options.kernel`,
-      given[name],
-    );
-  }
-  if (kernel === undefined) return undefined;
   const line = string('options.cmdline', cmdline);
-  const size = Buffer.byteLength(line) + 1;
-  if (size > wire.maxCommandLine) {
-    throw invalid('options.cmdline', `a string of at most ${wire.maxCommandLine - 1} bytes`, `${size - 1} bytes`);
+  const most = wire.maxCommandLine - 1;
+  if (Buffer.byteLength(line) > most) {
+    throw invalid('options.cmdline', `a string of at most ${most} bytes`, `${Buffer.byteLength(line)} bytes`);
   }
   return {
-    kernel: parseFile('options.kernel', kernel),
-    initrd: initrd === undefined ? undefined : parseFile('options.initrd', initrd),
-    cmdline: line,
+    guest: parseFile('options.kernel', kernel),
+    format: 'linux',
+    args: [line],
+    input: initrd === undefined ? undefined : parseFile('options.initrd', initrd),
+    cpl: 0,
   };
+}
+
+/** An option of the other kind of guest is a mistake, not something to leave out of account. */
+function refuse(given: Record<string, unknown>, names: readonly string[], where: string): void {
+  for (const name of names) {
+    if (given[name] !== undefined) throw invalid(`options.${name}`, `nothing ${where}`, given[name]);
+  }
 }
 
 function parseArgs(value: unknown, name: string): string[] {
