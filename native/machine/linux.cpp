@@ -7,6 +7,7 @@
 #include "sys/syscall.hpp"
 
 #include <asm/bootparam.h>
+#include <linux/mman.h>
 
 #include <array>
 #include <cstring>
@@ -139,6 +140,9 @@ ImageError load_linux(const LinuxSource& source, const GuestMemory& memory, std:
   if (auto error = parse_kernel(source.kernel, source.kernel_size, memory, kernel)) {
     return error;
   }
+  // A kernel touches most of what it has: also where the host hands out huge pages only to
+  // those that ask. Where it has none to give, all is as well.
+  sys::call(__NR_madvise, memory.base(), memory.size(), MADV_HUGEPAGE);
   std::uint64_t initrd = 0;
   if (source.initrd_size > 0) {
     initrd = place_initrd(kernel, memory, source.initrd_size);

@@ -35,6 +35,7 @@ constexpr std::uint32_t received_from[] = {CASEMATE_FD_CONTROL, CASEMATE_FD_CONS
 constexpr std::uint32_t guest_files[] = {CASEMATE_FD_GUEST, CASEMATE_FD_INPUT};
 constexpr std::uint32_t data_pages[] = {PROT_READ | PROT_WRITE};
 constexpr std::uint32_t page_advice[] = {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE};
+constexpr std::uint32_t linux_page_advice[] = {MADV_HUGEPAGE};
 constexpr std::uint32_t set_flags[] = {F_SETFL}; // F_SETOWN would let SIGIO hit others
 
 constexpr std::uint32_t setup_ioctls[] = {
@@ -59,7 +60,6 @@ constexpr std::array common_rules{
     Rule{__NR_recvfrom, 0, received_from},
     Rule{__NR_shutdown, 0, control},
     Rule{__NR_pread64, 0, guest_files},
-    Rule{__NR_madvise, 2, page_advice},
     Rule{__NR_fcntl, 1, set_flags},
     Rule{__NR_ppoll},
     Rule{__NR_getrandom},
@@ -75,18 +75,23 @@ template <typename... Own> constexpr auto with_common(Own... own) {
 /// While the VM is created.
 constexpr auto setup_rules = [] {
   return with_common(Rule{__NR_ioctl, 1, setup_ioctls}, Rule{__NR_mmap, 2, data_pages},
-                     Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp});
+                     Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp},
+                     Rule{__NR_madvise, 2, page_advice});
 };
 
 /// From before the guest's image is read until the end.
-constexpr auto guest_rules = [] { return with_common(Rule{__NR_ioctl, 1, guest_ioctls}); };
+constexpr auto guest_rules = [] {
+  return with_common(Rule{__NR_ioctl, 1, guest_ioctls}, Rule{__NR_madvise, 2, page_advice});
+};
 
 constexpr auto linux_setup_rules = [] {
   return with_common(Rule{__NR_ioctl, 1, linux_setup_ioctls}, Rule{__NR_mmap, 2, data_pages},
-                     Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp}, Rule{__NR_setitimer});
+                     Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp}, Rule{__NR_setitimer},
+                     Rule{__NR_madvise, 2, linux_page_advice});
 };
 constexpr auto linux_guest_rules = [] {
-  return with_common(Rule{__NR_ioctl, 1, linux_guest_ioctls}, Rule{__NR_setitimer});
+  return with_common(Rule{__NR_ioctl, 1, linux_guest_ioctls}, Rule{__NR_setitimer},
+                     Rule{__NR_madvise, 2, linux_page_advice});
 };
 
 constexpr auto setup_filter = jail::seccomp::assemble<setup_rules, refused>();

@@ -89,7 +89,7 @@ struct casemate_configure {
 /* ---- Monitor to Node ---------------------------------------------------- */
 
 enum casemate_event_type {
-  CASEMATE_EVENT_JAILED = 1,   /* own rights given up; prepares KVM, waits for RUN */
+  CASEMATE_EVENT_JAILED = 1, /* own rights given up; prepares KVM, waits for RUN */
   /* First hypercall of the guest, or first access of a Linux guest to a device; once:
    * struct casemate_doorbell */
   CASEMATE_EVENT_DOORBELL = 2,

@@ -80,7 +80,7 @@ export function renderTimeline(timeline: Timeline): string {
   const guest = `${microseconds(timeline.t1 - timeline.t0).toFixed(0)} µs`;
   const resolved = `${microseconds(timeline.t2 - timeline.t0).toFixed(0)} µs`;
   return `${table.join('\n')}
-From the call of launch() to the guest's first sign of life: ${guest}; to its return: ${resolved}.
+From the call of launch() to the guest's first call to its machine: ${guest}; to its return: ${resolved}.
 A process's first launch loads the addon and makes the namespaces that later ones find ready.
 `;
 }
