@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 
 namespace casemate::machine {
 
@@ -55,10 +56,63 @@ std::uint32_t check_start(std::span<const std::byte> start) {
   return std::memcmp(start.data(), ELFMAG, SELFMAG) == 0 ? 0 : CASEMATE_IMAGE_NOT_X86_64;
 }
 
+bool is_code(std::span<const Elf64_Phdr> table, std::uint64_t address) {
+  return std::ranges::any_of(table, [&](const Elf64_Phdr& each) {
+    return each.p_type == PT_LOAD && (each.p_flags & PF_X) != 0 && address >= each.p_paddr &&
+           address - each.p_paddr < each.p_memsz;
+  });
+}
+
+/// XEN_ELFNOTE_PHYS32_ENTRY among `notes`, which may be anything.
+std::optional<std::uint64_t> pvh_entry_in(std::span<const std::byte> notes) {
+  constexpr std::uint32_t entry_type = 18;
+  const auto padded = [](std::uint64_t size) { return (size + 3) / 4 * 4; };
+  Elf64_Nhdr note;
+  while (notes.size() >= sizeof note) {
+    std::memcpy(&note, notes.data(), sizeof note);
+    notes = notes.subspan(sizeof note);
+    if (padded(note.n_namesz) + padded(note.n_descsz) > notes.size()) {
+      break;
+    }
+    const auto name = notes.first(note.n_namesz);
+    const auto value = notes.subspan(padded(note.n_namesz), note.n_descsz);
+    if (note.n_type == entry_type && name.size() == 4 && std::memcmp(name.data(), "Xen", 4) == 0 &&
+        (value.size() == 4 || value.size() == 8)) {
+      std::uint64_t entry = 0;
+      std::memcpy(&entry, value.data(), value.size());
+      return entry;
+    }
+    notes = notes.subspan(padded(note.n_namesz) + padded(note.n_descsz));
+  }
+  return std::nullopt;
+}
+
+ImageError find_pvh_entry(int file, std::uint64_t file_size, std::span<const Elf64_Phdr> table,
+                          std::uint64_t& entry) {
+  for (const Elf64_Phdr& each : table) {
+    if (each.p_type != PT_NOTE) {
+      continue;
+    }
+    std::byte bytes[4096]; // kernels have less
+    const auto notes = std::span(bytes).first(std::min<std::uint64_t>(each.p_filesz, sizeof bytes));
+    if (each.p_offset > file_size || notes.size() > file_size - each.p_offset) {
+      return {CASEMATE_IMAGE_TRUNCATED};
+    }
+    if (auto error = read_exactly(file, each.p_offset, notes.data(), notes.size())) {
+      return error;
+    }
+    if (const auto found = pvh_entry_in(notes)) {
+      entry = *found;
+      return {};
+    }
+  }
+  return {CASEMATE_IMAGE_NOT_PVH};
+}
+
 } // namespace
 
-ImageError parse_kernel(int file, std::uint64_t file_size, const GuestMemory& memory,
-                        Image& kernel) {
+ImageError parse_kernel(int file, std::uint64_t file_size, BootProtocol protocol,
+                        const GuestMemory& memory, Image& kernel) {
   kernel = {};
   if (file_size == 0) {
     return {CASEMATE_IMAGE_EMPTY};
@@ -81,7 +135,6 @@ ImageError parse_kernel(int file, std::uint64_t file_size, const GuestMemory& me
   if (auto error = read_program_headers(file, start, header, table)) {
     return error;
   }
-  bool entry_is_code = false;
   for (const Elf64_Phdr& each : table) {
     if (each.p_type != PT_LOAD || each.p_memsz == 0) {
       continue;
@@ -89,19 +142,17 @@ ImageError parse_kernel(int file, std::uint64_t file_size, const GuestMemory& me
     if (const std::uint32_t reason = add_segment(kernel, each, file_size, memory)) {
       return {reason};
     }
-    if ((each.p_flags & PF_X) != 0 && header.e_entry >= each.p_paddr &&
-        header.e_entry - each.p_paddr < each.p_memsz) {
-      entry_is_code = true;
-    }
   }
   if (kernel.count == 0) {
     return {CASEMATE_IMAGE_EMPTY};
   }
-  if (!entry_is_code) {
-    return {CASEMATE_IMAGE_BAD_ENTRY};
-  }
   kernel.entry = header.e_entry;
-  return {};
+  if (protocol == BootProtocol::Pvh) {
+    if (auto error = find_pvh_entry(file, file_size, table, kernel.entry)) {
+      return error;
+    }
+  }
+  return {is_code(table, kernel.entry) ? 0u : std::uint32_t{CASEMATE_IMAGE_BAD_ENTRY}};
 }
 
 } // namespace casemate::machine

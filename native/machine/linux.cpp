@@ -1,7 +1,6 @@
 #include "machine/linux.hpp"
 
 #include "machine/acpi.hpp"
-#include "machine/kernel.hpp"
 #include "machine/layout.hpp"
 #include "machine/power.hpp"
 #include "sys/syscall.hpp"
@@ -10,6 +9,7 @@
 #include <linux/mman.h>
 
 #include <array>
+#include <cstddef>
 #include <cstring>
 
 namespace casemate::machine {
@@ -18,6 +18,7 @@ namespace {
 
 // Where things are below 1 MiB.
 constexpr std::uint64_t boot_gdt_address = 0x500;
+constexpr std::uint64_t start_info_address = 0x6000;
 constexpr std::uint64_t zero_page_address = 0x7000;
 constexpr std::uint64_t stack_top = 0x9000;
 constexpr std::uint64_t boot_pml4_address = 0x9000;
@@ -70,10 +71,22 @@ std::uint64_t place_initrd(const Image& kernel, const GuestMemory& memory, std::
   return address >= kernel.end ? address : 0;
 }
 
-void add_range(boot_params& zero_page, std::uint64_t start, std::uint64_t end, std::uint32_t type) {
-  if (end > start) {
-    zero_page.e820_table[zero_page.e820_entries++] = {start, end - start, type};
-  }
+/// RAM and ACPI, as the kernel is told of them; an entry of PVH's memory map.
+struct Range {
+  std::uint64_t start = 0;
+  std::uint64_t size = 0;
+  std::uint32_t type = 0;
+  std::uint32_t reserved = 0;
+};
+static_assert(sizeof(Range) == 24);
+
+std::array<Range, 4> memory_map(const GuestMemory& memory) {
+  return {{
+      {0, low_ram_end, e820_ram},
+      {acpi_address, acpi_size, e820_acpi},
+      {kernel_base, memory.low_size() - kernel_base, e820_ram},
+      {GuestMemory::hole_end, memory.high_size(), e820_ram}, // empty, where there is none
+  }};
 }
 
 void write_zero_page(const LinuxSource& source, const GuestMemory& memory, std::uint64_t initrd) {
@@ -91,15 +104,49 @@ void write_zero_page(const LinuxSource& source, const GuestMemory& memory, std::
   header.ramdisk_image = static_cast<std::uint32_t>(initrd);
   header.ramdisk_size = static_cast<std::uint32_t>(source.initrd_size);
   header.setup_data = seed_address;
-  add_range(zero_page, 0, low_ram_end, e820_ram);
-  add_range(zero_page, acpi_address, acpi_address + acpi_size, e820_acpi);
-  add_range(zero_page, kernel_base, memory.low_size(), e820_ram);
-  add_range(zero_page, GuestMemory::hole_end, GuestMemory::hole_end + memory.high_size(), e820_ram);
+  for (const Range& range : memory_map(memory)) {
+    if (range.size > 0) {
+      zero_page.e820_table[zero_page.e820_entries++] = {range.start, range.size, range.type};
+    }
+  }
   memory.write(zero_page_address, zero_page);
 }
 
-void write_descriptors(const GuestMemory& memory) {
-  memory.write<std::uint64_t>(boot_gdt_address + boot_code_selector, 0x00af9b000000ffff);
+/// struct hvm_start_info, with the one module and the memory map that it points to.
+struct StartInfo {
+  std::uint32_t magic = 0x336ec578;
+  std::uint32_t version = 1;
+  std::uint32_t flags = 0;
+  std::uint32_t module_count = 0;
+  std::uint64_t modules = start_info_address + sizeof(std::uint64_t[7]);
+  std::uint64_t command_line = command_line_address;
+  std::uint64_t rsdp = acpi_address;
+  std::uint64_t memory_map = modules + sizeof(std::uint64_t[4]);
+  std::uint32_t memory_map_size = 0;
+  std::uint32_t reserved = 0;
+  std::uint64_t initrd = 0; // the module
+  std::uint64_t initrd_size = 0;
+  std::uint64_t module_command_line = 0;
+  std::uint64_t module_reserved = 0;
+  std::array<Range, 4> ranges{};
+};
+static_assert(offsetof(StartInfo, initrd) == sizeof(std::uint64_t[7]));
+static_assert(offsetof(StartInfo, ranges) == sizeof(std::uint64_t[11]));
+
+void write_start_info(const LinuxSource& source, const GuestMemory& memory, std::uint64_t initrd) {
+  StartInfo info;
+  info.module_count = initrd != 0 ? 1 : 0;
+  info.initrd = initrd;
+  info.initrd_size = source.initrd_size;
+  info.ranges = memory_map(memory);
+  info.memory_map_size = memory.high_size() > 0 ? 4 : 3;
+  memory.write(start_info_address, info);
+}
+
+void write_descriptors(const GuestMemory& memory, BootProtocol protocol) {
+  memory.write<std::uint64_t>(boot_gdt_address + boot_code_selector, protocol == BootProtocol::Linux
+                                                                         ? 0x00af9b000000ffff
+                                                                         : 0x00cf9b000000ffff);
   memory.write<std::uint64_t>(boot_gdt_address + boot_data_selector, 0x00cf93000000ffff);
   memory.write<std::uint64_t>(boot_gdt_address + boot_task_selector, 0x00008b0000000067);
 }
@@ -137,7 +184,8 @@ void write_page_tables(const GuestMemory& memory) {
 
 ImageError load_linux(const LinuxSource& source, const GuestMemory& memory, std::uint64_t& entry) {
   Image kernel;
-  if (auto error = parse_kernel(source.kernel, source.kernel_size, memory, kernel)) {
+  if (auto error =
+          parse_kernel(source.kernel, source.kernel_size, source.protocol, memory, kernel)) {
     return error;
   }
   // A kernel touches most of what it has: also where the host hands out huge pages only to
@@ -159,35 +207,42 @@ ImageError load_linux(const LinuxSource& source, const GuestMemory& memory, std:
   }
   std::memcpy(memory.at(command_line_address, source.command_line.size()),
               source.command_line.data(), source.command_line.size());
-  if (const auto error = write_seed(memory)) {
-    return {0, error};
+  if (source.protocol == BootProtocol::Linux) {
+    if (const auto error = write_seed(memory)) {
+      return {0, error};
+    }
+    write_zero_page(source, memory, initrd);
+    write_page_tables(memory);
+  } else {
+    write_start_info(source, memory, initrd);
   }
-  write_zero_page(source, memory, initrd);
-  write_descriptors(memory);
-  write_page_tables(memory);
+  write_descriptors(memory, source.protocol);
   write_acpi_tables(memory, source.vcpu_count);
   write_reset_vector(memory);
   entry = kernel.entry;
   return {};
 }
 
-kvm_regs linux_registers(std::uint64_t entry) {
+kvm_regs linux_registers(BootProtocol protocol, std::uint64_t entry) {
   kvm_regs regs{};
   regs.rip = entry;
-  regs.rsi = zero_page_address;
+  regs.rsi = protocol == BootProtocol::Linux ? zero_page_address : 0;
+  regs.rbx = protocol == BootProtocol::Linux ? 0 : start_info_address;
   regs.rsp = stack_top;
   regs.rflags = 2; // the bit that is always set
   return regs;
 }
 
-kvm_sregs linux_system_registers() {
+kvm_sregs linux_system_registers(BootProtocol protocol) {
+  const bool is_64_bit = protocol == BootProtocol::Linux;
   kvm_segment code{};
   code.limit = 0xffffffff;
   code.selector = boot_code_selector;
   code.type = 11; // executable, readable, accessed
   code.present = 1;
   code.s = 1;
-  code.l = 1;
+  code.l = is_64_bit ? 1 : 0;
+  code.db = is_64_bit ? 0 : 1;
   code.g = 1;
 
   kvm_segment data = code;
@@ -207,10 +262,13 @@ kvm_sregs linux_system_registers() {
   sregs.ldt.unusable = 1;
   sregs.gdt.base = boot_gdt_address;
   sregs.gdt.limit = boot_task_selector + 7;
-  sregs.cr0 = 0x80000011; // PG, ET, PE
-  sregs.cr3 = boot_pml4_address;
-  sregs.cr4 = 0x20;   // PAE
-  sregs.efer = 0x500; // LMA, LME
+  sregs.cr0 = 0x11; // ET, PE
+  if (is_64_bit) {
+    sregs.cr0 |= 0x80000000; // PG
+    sregs.cr3 = boot_pml4_address;
+    sregs.cr4 = 0x20;   // PAE
+    sregs.efer = 0x500; // LMA, LME
+  }
   // Enabled and on the bootstrap processor, as after reset.
   sregs.apic_base = 0xfee00900;
   return sregs;

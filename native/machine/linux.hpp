@@ -1,11 +1,13 @@
-// A Linux guest, made ready in memory by the 64-bit boot protocol: kernel, initrd,
-// command line, zero page, random seed, page tables, ACPI; and the registers that it
-// starts with. Documentation/arch/x86/boot.rst of the kernel
+// A Linux guest, made ready in memory: kernel, initrd, command line, ACPI, and what its
+// boot protocol wants besides; and the registers that it starts with. By the 64-bit one,
+// Documentation/arch/x86/boot.rst of the kernel, these are zero page, random seed and
+// page tables; by PVH, xen/interface/hvm/start_info.h, the start info.
 #pragma once
 
 #include "kvm/abi.h"
 #include "machine/guest_memory.hpp"
 #include "machine/image.hpp"
+#include "machine/kernel.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +17,7 @@ namespace casemate::machine {
 
 /// What a Linux guest is made of. Numbers have been checked; the files' contents have not.
 struct LinuxSource {
+  BootProtocol protocol = BootProtocol::Linux;
   int kernel = -1;
   std::uint64_t kernel_size = 0;
   int initrd = -1;
@@ -27,9 +30,9 @@ struct LinuxSource {
 /// `memory` has never been written to. `entry` is where the first vCPU starts.
 ImageError load_linux(const LinuxSource& source, const GuestMemory& memory, std::uint64_t& entry);
 
-kvm_regs linux_registers(std::uint64_t entry);
+kvm_regs linux_registers(BootProtocol protocol, std::uint64_t entry);
 
-/// 64-bit mode with paging, flat segments, interrupts off.
-kvm_sregs linux_system_registers();
+/// 64-bit mode with paging, or 32-bit mode without; flat segments, interrupts off.
+kvm_sregs linux_system_registers(BootProtocol protocol);
 
 } // namespace casemate::machine

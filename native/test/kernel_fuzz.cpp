@@ -23,30 +23,33 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   sys::Mapping mapping = std::move(mapped).value();
   const machine::GuestMemory memory(mapping.data(), ram);
 
-  machine::Image kernel;
-  const bool is_refused =
-      static_cast<bool>(machine::parse_kernel(file.get(), size, memory, kernel));
-  for (const machine::Segment& segment : kernel.segments()) {
-    if (memory.at(segment.address, segment.memory_size) == nullptr ||
-        segment.address < machine::kernel_base ||
-        segment.address + segment.memory_size > kernel.end ||
-        segment.file_size > segment.memory_size || segment.offset + segment.file_size > size) {
+  for (const auto protocol : {machine::BootProtocol::Linux, machine::BootProtocol::Pvh}) {
+    machine::Image kernel;
+    const bool is_refused =
+        static_cast<bool>(machine::parse_kernel(file.get(), size, protocol, memory, kernel));
+    for (const machine::Segment& segment : kernel.segments()) {
+      if (memory.at(segment.address, segment.memory_size) == nullptr ||
+          segment.address < machine::kernel_base ||
+          segment.address + segment.memory_size > kernel.end ||
+          segment.file_size > segment.memory_size || segment.offset + segment.file_size > size) {
+        std::abort();
+      }
+    }
+
+    // The same bytes as an initrd, which nobody looks into.
+    machine::LinuxSource source;
+    source.protocol = protocol;
+    source.kernel = file.get();
+    source.kernel_size = size;
+    source.initrd = file.get();
+    source.initrd_size = size;
+    const std::byte command_line[1]{};
+    source.command_line = command_line;
+    std::uint64_t entry = 0;
+    const machine::ImageError error = machine::load_linux(source, memory, entry);
+    if (is_refused ? !error : error && error.reason != CASEMATE_IMAGE_INITRD_TOO_BIG) {
       std::abort();
     }
-  }
-
-  // The same bytes as an initrd, which nobody looks into.
-  machine::LinuxSource source;
-  source.kernel = file.get();
-  source.kernel_size = size;
-  source.initrd = file.get();
-  source.initrd_size = size;
-  const std::byte command_line[1]{};
-  source.command_line = command_line;
-  std::uint64_t entry = 0;
-  const machine::ImageError error = machine::load_linux(source, memory, entry);
-  if (is_refused ? !error : error && error.reason != CASEMATE_IMAGE_INITRD_TOO_BIG) {
-    std::abort();
   }
   return 0;
 }

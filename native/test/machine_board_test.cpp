@@ -25,11 +25,11 @@ struct Machine {
     board.update_interrupts();
     return power;
   }
-  std::uint8_t in(std::uint16_t port) {
+  int in(std::uint16_t port) {
     std::byte byte{};
     board.read_port(port, {&byte, 1});
     board.update_interrupts();
-    return static_cast<std::uint8_t>(byte);
+    return static_cast<int>(byte);
   }
   void type(const std::string& text) {
     board.serial().receive(std::as_bytes(std::span(text)));

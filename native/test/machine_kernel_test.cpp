@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 using namespace casemate;
+using machine::BootProtocol;
 using machine::GuestMemory;
 using machine::Image;
 using machine::ImageError;
@@ -65,10 +66,10 @@ sys::Fd file_of(const void* bytes, std::size_t size) {
 }
 
 std::uint32_t parse(const void* bytes, std::size_t size, Image& kernel,
-                    std::uint64_t memory_size = ram) {
+                    std::uint64_t memory_size = ram, BootProtocol protocol = BootProtocol::Linux) {
   const sys::Fd file = file_of(bytes, size);
   const GuestMemory memory(nullptr, memory_size); // parse_kernel() touches none
-  const ImageError error = machine::parse_kernel(file.get(), size, memory, kernel);
+  const ImageError error = machine::parse_kernel(file.get(), size, protocol, memory, kernel);
   CHECK(!error.system);
   return error.reason;
 }
@@ -92,7 +93,7 @@ TEST("a kernel is placed by the physical addresses of its segments, in whatever 
   REQUIRE(mapped.ok());
   const GuestMemory memory(mapped.value().data(), ram);
   Image image;
-  REQUIRE(!machine::parse_kernel(file.get(), sizeof kernel, memory, image));
+  REQUIRE(!machine::parse_kernel(file.get(), sizeof kernel, BootProtocol::Linux, memory, image));
   CHECK_EQ(image.entry, code_address + 1);
   CHECK_EQ(image.end, data_address + 4096);
   CHECK_EQ(image.segments().size(), 2u);
@@ -217,4 +218,93 @@ TEST("a kernel has as many segments as an image can") {
   CHECK_EQ(parse(&many, sizeof many, image), code(CASEMATE_IMAGE_BAD_HEADER));
   many.kernel.header.e_phnum = 0xffff;
   CHECK_EQ(parse(&many, sizeof many, image), code(CASEMATE_IMAGE_BAD_HEADER));
+}
+
+namespace {
+
+/// A kernel with notes behind it.
+struct Noted {
+  Kernel kernel;
+  std::uint32_t notes[32]{};
+  std::size_t count = 0;
+
+  Noted() { kernel.header.e_entry = 0; }
+
+  void add(std::uint32_t type, const char (&name)[4], std::uint32_t size, std::uint64_t value) {
+    notes[count++] = 4;
+    notes[count++] = size;
+    notes[count++] = type;
+    std::memcpy(&notes[count++], name, 4);
+    std::memcpy(&notes[count], &value, 8);
+    count += (size + 3) / 4;
+  }
+
+  std::uint32_t parse(Image& image) {
+    // In the place of the data.
+    kernel.segments[0] = {PT_NOTE, PF_R, offsetof(Noted, notes), 0, 0, 4 * count, 4 * count, 4};
+    return ::parse(this, sizeof *this, image, ram, BootProtocol::Pvh);
+  }
+};
+
+constexpr std::uint32_t pvh_entry = 18;
+
+} // namespace
+
+TEST("by PVH a kernel is entered where its note says") {
+  for (const std::uint32_t size : {4u, 8u}) {
+    Noted noted;
+    noted.add(pvh_entry, "GNU", 4, code_address);
+    noted.add(6, "Xen", 5, 0);
+    noted.add(pvh_entry, "Xen", size, code_address + 3);
+    Image image;
+    CHECK_EQ(noted.parse(image), 0u);
+    CHECK_EQ(image.entry, code_address + 3);
+  }
+}
+
+TEST("by PVH a kernel without its note is refused") {
+  Noted noted;
+  noted.add(6, "Xen", 4, code_address);
+  noted.add(pvh_entry, "Xen", 2, code_address);
+  Image image;
+  CHECK_EQ(noted.parse(image), code(CASEMATE_IMAGE_NOT_PVH));
+  const Kernel kernel;
+  CHECK_EQ(parse(&kernel, sizeof kernel, image, ram, BootProtocol::Pvh),
+           code(CASEMATE_IMAGE_NOT_PVH));
+}
+
+TEST("by PVH too a kernel is entered in its code") {
+  Noted noted;
+  noted.add(pvh_entry, "Xen", 8, code_address + 16);
+  Image image;
+  CHECK_EQ(noted.parse(image), code(CASEMATE_IMAGE_BAD_ENTRY));
+}
+
+TEST("notes that lie about their sizes are none") {
+  for (const std::uint32_t size : {0u, 1u, 5u, 0x7fffffffu, 0xfffffffdu, 0xffffffffu}) {
+    for (const std::size_t field : {0, 1}) {
+      Noted noted;
+      noted.add(pvh_entry, "Xen", 8, code_address);
+      noted.notes[field] = size;
+      Image image;
+      CHECK_EQ(noted.parse(image), code(CASEMATE_IMAGE_NOT_PVH));
+    }
+  }
+  Noted noted;
+  noted.add(pvh_entry, "Xen", 8, code_address);
+  Image image;
+  noted.count -= 1; // cut off
+  CHECK_EQ(noted.parse(image), code(CASEMATE_IMAGE_NOT_PVH));
+}
+
+TEST("notes behind the end of the file are refused") {
+  Noted noted;
+  noted.add(pvh_entry, "Xen", 8, code_address);
+  Image image;
+  CHECK_EQ(noted.parse(image), 0u);
+  for (const std::uint64_t offset : {sizeof noted - 4, sizeof noted + 1, ~0ul}) {
+    noted.kernel.segments[0].p_offset = offset;
+    CHECK_EQ(parse(&noted, sizeof noted, image, ram, BootProtocol::Pvh),
+             code(CASEMATE_IMAGE_TRUNCATED));
+  }
 }

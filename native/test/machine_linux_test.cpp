@@ -59,8 +59,8 @@ sys::Fd file_of(const void* bytes, std::size_t size) {
 
 /// A guest that has been loaded, or not.
 struct Guest {
-  explicit Guest(std::uint64_t memory_size, std::string initrd = "the initrd",
-                 std::string command_line = "console=ttyS0", std::uint32_t vcpu_count = 1)
+  explicit Guest(std::uint64_t memory_size, const std::string& initrd = "the initrd",
+                 const std::string& command_line = "console=ttyS0", std::uint32_t vcpu_count = 1)
       : mapping(sys::Mapping::map(memory_size, PROT_READ | PROT_WRITE,
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
                     .value()),
@@ -76,7 +76,7 @@ struct Guest {
     source.command_line = std::as_bytes(std::span(command_line.c_str(), command_line.size() + 1));
     source.vcpu_count = vcpu_count;
     error = load_linux(source, memory, entry);
-    registers = linux_registers(entry);
+    registers = linux_registers(BootProtocol::Linux, entry);
     memory.read(registers.rsi, zero_page);
   }
 
@@ -173,7 +173,7 @@ TEST("a Linux guest starts at its kernel's entry, in 64-bit mode, with its zero 
   CHECK_EQ(guest.registers.rip, kernel_at + 4);
   CHECK_EQ(guest.registers.rflags, 2u);
   CHECK_EQ(guest.text(kernel_at, 7), "kernel!");
-  const kvm_sregs sregs = linux_system_registers();
+  const kvm_sregs sregs = linux_system_registers(BootProtocol::Linux);
   CHECK_EQ(sregs.cs.selector, 0x10);
   CHECK_EQ(sregs.ds.selector, 0x18);
   CHECK_EQ(sregs.cs.l, 1);
@@ -188,7 +188,7 @@ TEST("a Linux guest starts at its kernel's entry, in 64-bit mode, with its zero 
 
 TEST("a kernel's descriptors are those of its registers") {
   const Guest guest(64 * mib);
-  const kvm_sregs sregs = linux_system_registers();
+  const kvm_sregs sregs = linux_system_registers(BootProtocol::Linux);
   std::uint64_t code = 0;
   std::uint64_t data = 0;
   std::uint64_t task = 0;
@@ -281,7 +281,7 @@ TEST("a kernel gets a random seed, of its own at each start") {
 TEST("a kernel's first page tables map all of low memory to itself, and no more") {
   for (const std::uint64_t size : {32 * mib, gib + 2 * mib, 6 * gib}) {
     const Guest guest(size);
-    const std::uint64_t cr3 = linux_system_registers().cr3;
+    const std::uint64_t cr3 = linux_system_registers(BootProtocol::Linux).cr3;
     const std::uint64_t end = guest.memory.low_size();
     for (const std::uint64_t address : {std::uint64_t{0}, kernel_at, end / 2, end - 1}) {
       CHECK_EQ(translate(guest.memory, cr3, address), address);
@@ -340,4 +340,91 @@ TEST("the reset vector writes to the reset register") {
   const std::string code = guest.text(0xffff0, 9);
   CHECK_EQ(code.substr(0, 3), std::string("\xba\xf9\x0c"));
   CHECK_EQ(code.substr(3, 3), std::string("\xb0\x06\xee"));
+}
+
+namespace {
+
+/// A kernel with the note that PVH wants, and what it finds.
+struct PvhGuest {
+  explicit PvhGuest(std::uint64_t memory_size, std::uint64_t initrd_size)
+      : mapping(sys::Mapping::map(memory_size, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+                    .value()),
+        memory(mapping.data(), memory_size) {
+    struct {
+      Elf64_Ehdr header;
+      Elf64_Phdr segments[2];
+      std::uint32_t note[6] = {4, 4, 18, 0, kernel_at + 2, 0};
+    } image;
+    const Kernel kernel;
+    image.header = kernel.header;
+    image.header.e_phnum = 2;
+    image.segments[0] = kernel.segment;
+    image.segments[0].p_filesz = 0;
+    image.segments[1] = {PT_NOTE, PF_R, sizeof image - sizeof image.note, 0, 0, 20, 20, 4};
+    std::memcpy(&image.note[3], "Xen", 4);
+    const sys::Fd file = file_of(&image, sizeof image);
+    const std::string initrd(initrd_size, 'i');
+    const sys::Fd ramdisk = file_of(initrd.data(), initrd.size());
+    LinuxSource source;
+    source.protocol = BootProtocol::Pvh;
+    source.kernel = file.get();
+    source.kernel_size = sizeof image;
+    source.initrd = ramdisk.get();
+    source.initrd_size = initrd_size;
+    source.command_line = std::as_bytes(std::span("quiet"));
+    CHECK(!load_linux(source, memory, entry));
+    memory.read(linux_registers(BootProtocol::Pvh, entry).rbx, info);
+  }
+
+  sys::Mapping mapping;
+  GuestMemory memory;
+  std::uint64_t entry = 0;
+  struct {
+    std::uint32_t magic, version, flags, module_count;
+    std::uint64_t modules, command_line, rsdp, memory_map;
+    std::uint32_t memory_map_size, reserved;
+  } info{};
+};
+
+} // namespace
+
+TEST("by PVH a guest starts in 32-bit mode without paging, with its start info") {
+  const PvhGuest guest(64 * mib, 10);
+  CHECK_EQ(guest.entry, kernel_at + 2);
+  const kvm_sregs sregs = linux_system_registers(BootProtocol::Pvh);
+  CHECK_EQ(sregs.cr0, 0x11u);
+  CHECK_EQ(sregs.efer, 0u);
+  CHECK_EQ(sregs.cs.db, 1);
+  CHECK_EQ(sregs.cs.l, 0);
+  CHECK_EQ(guest.info.magic, 0x336ec578u);
+  CHECK_EQ(guest.info.version, 1u);
+  CHECK_EQ(guest.info.rsdp, 0xe0000u);
+  CHECK(std::memcmp(guest.memory.at(guest.info.command_line, 6), "quiet", 6) == 0);
+}
+
+TEST("by PVH a guest finds its initrd, or none") {
+  const PvhGuest guest(64 * mib, 10);
+  REQUIRE(guest.info.module_count == 1);
+  std::uint64_t initrd[2]{};
+  CHECK(guest.memory.read(guest.info.modules, initrd));
+  CHECK_EQ(initrd[0], 64 * mib - 4096);
+  CHECK_EQ(initrd[1], 10u);
+  CHECK_EQ(PvhGuest(64 * mib, 0).info.module_count, 0u);
+}
+
+TEST("by PVH a guest is told all of its memory") {
+  for (const std::uint64_t size : {64 * mib, 5 * gib}) {
+    const PvhGuest guest(size, 0);
+    std::uint64_t ram = 0;
+    for (std::uint32_t i = 0; i < guest.info.memory_map_size; ++i) {
+      std::uint64_t range[3]{};
+      CHECK(guest.memory.read(guest.info.memory_map + 24 * i, range));
+      if (range[2] == 1) {
+        CHECK(guest.memory.at(range[0], range[1]) != nullptr);
+        ram += range[1];
+      }
+    }
+    CHECK_EQ(ram, size - mib + 0x9fc00);
+  }
 }

@@ -59,7 +59,7 @@ bool is_valid(const casemate_configure& head) {
   return head.memory_size >= machine::min_memory_size &&
          head.memory_size <= machine::max_memory_size &&
          head.memory_size % machine::large_page_size == 0 && (head.flags & ~known_flags) == 0 &&
-         head.format <= CASEMATE_IMAGE_LINUX && head.vcpu_count == 1 &&
+         head.format <= CASEMATE_IMAGE_PVH && head.vcpu_count == 1 &&
          (head.cpl == 0 || head.cpl == 3) && head.cpuid_count <= CASEMATE_MAX_CPUID &&
          head.arguments_size <= CASEMATE_MAX_ARGUMENTS_SIZE && head.run_size >= sizeof(kvm_run) &&
          head.run_size <= max_run_size;

@@ -33,7 +33,7 @@ struct Configuration {
   std::uint64_t input_size = 0;
 
   bool has(casemate_configure_flags flag) const { return (flags & flag) != 0; }
-  bool is_linux() const { return format == CASEMATE_IMAGE_LINUX; }
+  bool is_linux() const { return format == CASEMATE_IMAGE_LINUX || format == CASEMATE_IMAGE_PVH; }
 };
 
 /// Receives and checks the configuration, which is the first message. On anything

@@ -40,8 +40,14 @@ sys::SysError set_msrs(const kvm::Vcpu& vcpu) {
              : sys::SysError{"ioctl(KVM_SET_MSRS)", EINVAL};
 }
 
+machine::BootProtocol protocol_of(const Configuration& configuration) {
+  return configuration.format == CASEMATE_IMAGE_PVH ? machine::BootProtocol::Pvh
+                                                    : machine::BootProtocol::Linux;
+}
+
 std::uint64_t load(const Configuration& configuration, const machine::GuestMemory& memory) {
   machine::LinuxSource source;
+  source.protocol = protocol_of(configuration);
   source.kernel = CASEMATE_FD_GUEST;
   source.kernel_size = configuration.image_size;
   source.initrd = CASEMATE_FD_INPUT;
@@ -206,7 +212,8 @@ private:
 
 void run_linux(const Configuration& configuration, const kvm::VirtualMachine& vm,
                const kvm::Vcpu& vcpu, const machine::GuestMemory& memory, Timeline& timeline) {
-  vcpu.stage_sregs(machine::linux_system_registers());
+  const machine::BootProtocol protocol = protocol_of(configuration);
+  vcpu.stage_sregs(machine::linux_system_registers(protocol));
   check(CASEMATE_SETUP_VCPU, set_msrs(vcpu));
   timeline.stamp(CASEMATE_STAMP_VCPU);
 
@@ -214,7 +221,7 @@ void run_linux(const Configuration& configuration, const kvm::VirtualMachine& vm
   // under it, too.
   check(CASEMATE_SETUP_JAIL, confine_guest(configuration));
   timeline.stamp(CASEMATE_STAMP_CONFINED);
-  vcpu.stage_regs(machine::linux_registers(load(configuration, memory)));
+  vcpu.stage_regs(machine::linux_registers(protocol, load(configuration, memory)));
   timeline.stamp(CASEMATE_STAMP_LOADED);
 
   await_run();

@@ -50,7 +50,8 @@ enum casemate_image_format {
   CASEMATE_IMAGE_AUTO = 0, /* ELF by its magic, flat otherwise */
   CASEMATE_IMAGE_ELF = 1,
   CASEMATE_IMAGE_FLAT = 2,
-  CASEMATE_IMAGE_LINUX = 3 /* vmlinux; the one argument is its command line */
+  CASEMATE_IMAGE_LINUX = 3, /* vmlinux; the one argument is its command line */
+  CASEMATE_IMAGE_PVH = 4    /* likewise, started by the PVH protocol */
 };
 
 enum casemate_configure_flags {
@@ -182,7 +183,8 @@ enum casemate_image_error {
   CASEMATE_IMAGE_INPUT_TOO_BIG = 9, /* image, input, arguments and stack do not fit into memory */
   CASEMATE_IMAGE_COMPRESSED = 10,   /* a bzImage, where a vmlinux is wanted */
   CASEMATE_IMAGE_KERNEL_OUTSIDE_RAM = 11, /* likewise for kernels, whose limit is 1 MiB */
-  CASEMATE_IMAGE_INITRD_TOO_BIG = 12      /* kernel and initrd do not fit into memory */
+  CASEMATE_IMAGE_INITRD_TOO_BIG = 12,     /* kernel and initrd do not fit into memory */
+  CASEMATE_IMAGE_NOT_PVH = 13             /* a kernel without an entry for PVH */
 };
 
 struct casemate_failed {

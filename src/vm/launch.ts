@@ -106,7 +106,7 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
 const bareMetalNames = { guest: 'options.guest', input: 'options.input' };
 const linuxNames = { guest: 'options.kernel', input: 'options.initrd' };
 
-const isLinux = ({ format }: ParsedOptions): boolean => format === 'linux';
+const isLinux = ({ format }: ParsedOptions): boolean => format === 'linux' || format === 'pvh';
 
 /** Takes over a monitor that has been let go, until its guest has rung. */
 async function awaitDoorbell(

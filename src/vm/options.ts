@@ -25,6 +25,8 @@ export interface LaunchOptions {
    * VM.
    */
   cmdline?: string;
+  /** How `kernel` is started: by the 64-bit boot protocol of Linux, `'linux'`, the default, or by `'pvh'`. */
+  bootProtocol?: 'linux' | 'pvh';
   /** What `guest` is. Default `'auto'`: ELF by its first bytes, flat otherwise. */
   format?: 'auto' | 'elf' | 'flat';
   /** The guest's arguments. `argv[0]` is its name, as everywhere; it is {@link LaunchOptions.name} and not given here. */
@@ -60,7 +62,7 @@ export interface LaunchOptions {
 export interface ParsedOptions {
   /** Of a Linux guest its kernel. Undefined: the built-in one. */
   readonly guest: FileSource | undefined;
-  readonly format: 'auto' | 'elf' | 'flat' | 'linux';
+  readonly format: 'auto' | 'elf' | 'flat' | 'linux' | 'pvh';
   /** Of a Linux guest its command line. */
   readonly args: readonly string[];
   /** Of a Linux guest its initrd. */
@@ -81,6 +83,7 @@ const known = [
   'kernel',
   'initrd',
   'cmdline',
+  'bootProtocol',
   'format',
   'args',
   'input',
@@ -103,7 +106,7 @@ const defaultCmdline = 'console=ttyS0 quiet panic=-1';
 
 /** Options that only bare-metal guests have, and those that only Linux guests have. */
 const bareMetalOnly = ['guest', 'format', 'args', 'input', 'cpl', 'name'] as const;
-const linuxOnly = ['initrd', 'cmdline'] as const;
+const linuxOnly = ['initrd', 'cmdline', 'bootProtocol'] as const;
 
 /** Refuses bad options before anything is created. */
 export function parseOptions(options: unknown): ParsedOptions {
@@ -153,7 +156,7 @@ function parseBareMetal(given: Record<string, unknown>): GuestOptions {
 
 function parseLinux(given: Record<string, unknown>): GuestOptions {
   refuse(given, bareMetalOnly, 'with options.kernel');
-  const { kernel, initrd, cmdline = defaultCmdline } = given;
+  const { kernel, initrd, cmdline = defaultCmdline, bootProtocol = 'linux' } = given;
   const line = string('options.cmdline', cmdline);
   const most = wire.maxCommandLine - 1;
   if (Buffer.byteLength(line) > most) {
@@ -161,7 +164,7 @@ function parseLinux(given: Record<string, unknown>): GuestOptions {
   }
   return {
     guest: parseFile('options.kernel', kernel),
-    format: 'linux',
+    format: oneOf('options.bootProtocol', bootProtocol, ['linux', 'pvh']),
     args: [line],
     input: initrd === undefined ? undefined : parseFile('options.initrd', initrd),
     cpl: 0,

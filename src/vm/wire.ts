@@ -9,7 +9,7 @@ export const wire = {
   version: 1,
   descriptors: { control: 3, kvm: 4, guest: 5, consoleOut: 6, consoleIn: 7, input: 8, lease: 9 },
   commands: { configure: 1, run: 2, pause: 3, resume: 4 },
-  formats: { auto: 0, elf: 1, flat: 2, linux: 3 },
+  formats: { auto: 0, elf: 1, flat: 2, linux: 3, pvh: 4 },
   flags: {
     console: 1,
     input: 2,
@@ -65,6 +65,7 @@ const imageErrors = [
   'it is a compressed kernel (bzImage), and the uncompressed one in it is wanted (vmlinux)',
   'a segment lies outside the memory of the guest, or below 1 MiB',
   'kernel and initrd do not fit into the memory of the guest',
+  'it has no entry for PVH (CONFIG_PVH)',
 ] as const;
 
 const registerNames = [

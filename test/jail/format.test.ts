@@ -295,7 +295,7 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   t.is(Math.max(...Object.values(wire.descriptors)) + 1, c('CASEMATE_FD_END'));
   const commands = { configure: 'CONFIGURE', run: 'RUN', pause: 'PAUSE', resume: 'RESUME' };
   t.deepEqual<object, object>(wire.commands, constants(commands, 'CASEMATE_COMMAND_'));
-  const formats = { auto: 'AUTO', elf: 'ELF', flat: 'FLAT', linux: 'LINUX' };
+  const formats = { auto: 'AUTO', elf: 'ELF', flat: 'FLAT', linux: 'LINUX', pvh: 'PVH' };
   t.deepEqual<object, object>(wire.formats, constants(formats, 'CASEMATE_IMAGE_'));
   const flags = { console: 'CONSOLE', input: 'INPUT', lease: 'LEASE', landlock: 'LANDLOCK', seccomp: 'SECCOMP' };
   const others = { noNewPrivs: 'NO_NEW_PRIVS', parentDeath: 'PARENT_DEATH', paused: 'PAUSED' };
@@ -455,6 +455,7 @@ withCompiler("a monitor's messages are read as the structs of wire.h", (t) => {
     COMPRESSED: /bzImage/,
     KERNEL_OUTSIDE_RAM: /segment.*below 1 MiB/,
     INITRD_TOO_BIG: /initrd do not fit/,
+    NOT_PVH: /PVH/,
   };
   for (const [constant, words] of Object.entries(images)) {
     const detail = c(`CASEMATE_IMAGE_${constant}`);

@@ -148,6 +148,7 @@ const unloadable: readonly (readonly [title: string, why: RegExp, options: Launc
   ['what is no ELF file', /64-bit/, { kernel: Buffer.alloc(4096, 'x') }],
   ['a kernel cut short', /shorter/, { kernel: kernel(loop).subarray(0, -1) }],
   ['a kernel that does not fit', /outside the memory/, { kernel: kernel(loop), memoryMib: 16 }],
+  ['by PVH a kernel without its entry', /PVH/, { kernel: kernel(loop), bootProtocol: 'pvh' }],
   [
     'an initrd that does not fit',
     /initrd do not fit/,
@@ -172,6 +173,8 @@ const senseless: readonly (readonly [step: string, options: LaunchOptions])[] = 
   ['options.cpl', { kernel: 'k', cpl: 0 }],
   ['options.name', { kernel: 'k', name: 'n' }],
   ['options.initrd', { initrd: 'i' }],
+  ['options.bootProtocol', { bootProtocol: 'pvh' }],
+  ['options.bootProtocol', { kernel: 'k', bootProtocol: 'multiboot' as never }],
   ['options.cmdline', { cmdline: 'quiet' }],
   ['options.kernel', { kernel: '' }],
   ['options.initrd', { kernel: 'k', initrd: 7 as never }],
