@@ -46,11 +46,12 @@ constexpr std::uint32_t setup_ioctls[] = {
 constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS};
 
 // Those of Linux guests stand apart: to install a filter costs with its length.
-constexpr std::uint32_t linux_guest_ioctls[] = {KVM_RUN, KVM_SIGNAL_MSI, KVM_GET_REGS,
-                                                KVM_GET_SREGS};
+constexpr std::uint32_t linux_guest_ioctls[] = {KVM_RUN, KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL,
+                                                KVM_GET_REGS, KVM_GET_SREGS};
 constexpr auto linux_setup_ioctls = [] {
-  std::array<std::uint32_t, std::size(setup_ioctls) + 2> all{KVM_SIGNAL_MSI, CASEMATE_KVM_SET_MSRS};
-  std::ranges::copy(setup_ioctls, all.begin() + 2);
+  std::array<std::uint32_t, std::size(setup_ioctls) + 3> all{KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL,
+                                                             CASEMATE_KVM_SET_MSRS};
+  std::ranges::copy(setup_ioctls, all.begin() + 3);
   return all;
 }();
 

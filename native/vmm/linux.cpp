@@ -70,7 +70,7 @@ public:
   [[noreturn]] void run() {
     for (;;) {
       if (take_control_signal()) {
-        obey_commands();
+        obey();
         has_input_ = true;
         flush();
       }
@@ -86,6 +86,13 @@ public:
   }
 
 private:
+  /// What Node has commanded; a guest that stood still meanwhile is told so, or its
+  /// watchdogs would call it a fault of its own.
+  void obey() {
+    obey_commands();
+    static_cast<void>(vcpu_.kvmclock_ctrl()); // EINVAL where it has no such clock
+  }
+
   void handle_exit() {
     switch (vcpu_.state().exit_reason) {
     case KVM_EXIT_IO:
@@ -166,7 +173,7 @@ private:
     is_flush_planned_ = false;
     auto rest = board_.serial().output();
     while (console_.write(rest) == ConsoleStatus::Interrupted) {
-      obey_commands();
+      obey();
     }
     board_.serial().clear_output();
   }

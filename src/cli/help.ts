@@ -35,7 +35,7 @@ With --kernel the guest is a Linux: its serial console is what is typed and prin
 Options:
   -k, --kernel FILE  an uncompressed Linux kernel (vmlinux) instead of a guest
       --initrd FILE  its initial RAM file system
-      --cmdline TEXT its whole command line (default: console=ttyS0 quiet panic=-1)
+      --cmdline TEXT its whole command line (default: console=ttyS0 quiet panic=-1 pci=off)
   -m, --memory MIB   memory of the VM in MiB, an even number (default: 16, with --kernel 256)
   -i, --input FILE   a file that the guest finds in its memory
   -t, --timeout MS   end the VM after so many milliseconds

@@ -20,9 +20,9 @@ export interface LaunchOptions {
   /** The initial RAM file system of `kernel`: a cpio archive, compressed as the kernel can, or several in one file. */
   initrd?: FileSource;
   /**
-   * The command line of `kernel`, all of it; at most 2047 bytes. Default `'console=ttyS0 quiet panic=-1'`: the
+   * The command line of `kernel`, all of it; at most 2047 bytes. Default `'console=ttyS0 quiet panic=-1 pci=off'`: the
    * console is {@link Vm.console}; each byte on it costs an exit, hence only what matters; a kernel that panics ends its
-   * VM.
+   * VM; and there is no PCI to look for.
    */
   cmdline?: string;
   /** How `kernel` is started: by the 64-bit boot protocol of Linux, `'linux'`, the default, or by `'pvh'`. */
@@ -102,7 +102,7 @@ const known = [
 /** The largest delay that Node's timers take. */
 const maxDelayMs = 0x7fffffff;
 
-const defaultCmdline = 'console=ttyS0 quiet panic=-1';
+const defaultCmdline = 'console=ttyS0 quiet panic=-1 pci=off';
 
 /** Options that only bare-metal guests have, and those that only Linux guests have. */
 const bareMetalOnly = ['guest', 'format', 'args', 'input', 'cpl', 'name'] as const;

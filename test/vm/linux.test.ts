@@ -60,7 +60,7 @@ test('a kernel finds its command line, of 2047 bytes too', async (t) => {
 
 test('without a command line of its own a kernel gets the default one', async (t) => {
   const { output } = await run({ kernel: kernel(follow(0x228), printString, powerOff) });
-  t.is(output, 'console=ttyS0 quiet panic=-1\0');
+  t.is(output, 'console=ttyS0 quiet panic=-1 pci=off\0');
 });
 
 test('a kernel finds its initrd', async (t) => {
