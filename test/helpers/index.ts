@@ -15,7 +15,8 @@
  * not from '#lib/...'; both are the compiled lib/, whose source maps lead the coverage back to src/.
  */
 import { spawnSync } from 'node:child_process';
-import { accessSync, closeSync, constants, openSync, readFileSync } from 'node:fs';
+import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import ava, { type ExecutionContext, type Implementation } from 'ava';
 
@@ -49,6 +50,10 @@ const capabilities = {
   kvm: {
     probe: () => succeeds(() => closeSync(openSync('/dev/kvm', 'r+'))),
     reason: 'no /dev/kvm that this user may open',
+  },
+  kernels: {
+    probe: () => existsSync(join(process.env.CASEMATE_TEST_KERNELS ?? '', 'busybox')),
+    reason: 'CASEMATE_TEST_KERNELS names no folder with kernels for a KVM that can run them',
   },
   root: {
     probe: () => process.geteuid?.() === 0,
