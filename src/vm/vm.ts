@@ -201,6 +201,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   }
 
   #onMessage(event: MonitorEvent | undefined): void {
+    // Out of time, or aborted: what rings now is dying already, and is not to be handed out.
+    if (this.#state === 'starting' && this.#ending !== undefined) return;
     // One that could go on and on, within the protocol, would have Node read and do nothing else.
     if ((this.#guestExit ?? this.#failure ?? this.#blockedSyscall) !== undefined) {
       return this.#violate('more after its last word');

@@ -138,6 +138,17 @@ test('kill() after a guest has exited keeps the reason of its end', async (t) =>
   t.deepEqual(await vm.kill(), { reason: 'exit', code: 3 });
 });
 
+test('a guest that makes its first hypercall just as its time is over is a VM that lives, or none', async (t) => {
+  for (let i = 0; i < 200; i += 1) {
+    const launched = launch({ startTimeoutMs: 1 + (i % 3), console: 'ignore' });
+    const end = await launched.then(
+      async (vm) => (await vm.exited).reason,
+      ({ code }) => code,
+    );
+    t.true(end === 'exit' || end === 'ERR_CASEMATE_TIMEOUT', end);
+  }
+});
+
 test('a guest that makes no hypercall within startTimeoutMs, or timeoutMs, is no VM', async (t) => {
   const error = await refused(t, { guest: guest('silent'), startTimeoutMs: 30 }, 'ERR_CASEMATE_TIMEOUT');
   t.is(error.step, 'guest');
