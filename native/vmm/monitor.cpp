@@ -91,8 +91,9 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   if (const auto error = prepare_control_signal()) {
     fail(CASEMATE_SETUP_DESCRIPTORS, error, CASEMATE_FD_CONTROL);
   }
-  if (configuration.is_linux() && configuration.has(CASEMATE_CONFIGURE_CONSOLE)) {
-    check(CASEMATE_SETUP_DESCRIPTORS, prepare_console_signals());
+  if (configuration.is_linux()) {
+    check(CASEMATE_SETUP_DESCRIPTORS,
+          prepare_device_signals(configuration.has(CASEMATE_CONFIGURE_CONSOLE)));
   }
   check(CASEMATE_SETUP_JAIL, confine_process(configuration));
   check(CASEMATE_SETUP_JAIL, confine_setup(configuration));

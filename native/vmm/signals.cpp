@@ -75,8 +75,8 @@ void start_control_signal() {
   raised = true; // for what came before, and raised no signal
 }
 
-sys::SysError prepare_console_signals() {
-  if (auto error = handle(SIGALRM, interrupt)) {
+sys::SysError prepare_device_signals(bool has_console) {
+  if (auto error = handle(SIGALRM, interrupt); error || !has_console) {
     return error;
   }
   const long self = sys::call(__NR_getpid);

@@ -14,9 +14,9 @@ sys::SysError prepare_control_signal();
 /// thread. Not before the guest is to run: set-up is not to be interrupted. fcntl(2)
 void start_control_signal();
 
-/// For a console whose input is not only read when the guest asks: the owner of its signal,
-/// and that of the timer.
-sys::SysError prepare_console_signals();
+/// For what is to be looked after while the guest runs: makes SIGALRM interrupt likewise, and
+/// with a console this process the one to get its SIGIO.
+sys::SysError prepare_device_signals(bool has_console);
 
 /// From here on SIGIO tells of input, too.
 void start_console_signal();

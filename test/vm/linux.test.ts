@@ -4,6 +4,7 @@
  */
 import { once } from 'node:events';
 import { text } from 'node:stream/consumers';
+import { setTimeout as delay } from 'node:timers/promises';
 import { type LaunchOptions, launch } from 'casemate';
 import { requires } from '../helpers/index.js';
 import {
@@ -121,6 +122,14 @@ test('the jail of a Linux guest is as strict as any', async (t) => {
 test('a Linux guest without a console runs, and its output vanishes', async (t) => {
   await using vm = await launch({ kernel: kernel(print('nobody reads this\n'), powerOff), console: 'ignore' });
   t.deepEqual(await vm.exited, { reason: 'poweroff' });
+});
+
+test('a Linux guest without a console goes on behind a line that does not end', async (t) => {
+  // The first process of a pid namespace does not hear of a signal that it has no handler for.
+  const jail = { profile: 'custom', layers: { pidNamespace: 'off' } } as const;
+  await using vm = await launch({ kernel: kernel(print('login: '), loop), console: 'ignore', jail });
+  await delay(100); // the timer has 5
+  t.is(vm.state, 'running');
 });
 
 test('the timeline of a Linux guest has every step of the monitor', async (t) => {
