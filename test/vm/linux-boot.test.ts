@@ -9,6 +9,7 @@ import { text } from 'node:stream/consumers';
 import { type LaunchOptions, launch, type Vm, type VmExit } from 'casemate';
 import { cpio } from '../helpers/cpio.js';
 import { requires } from '../helpers/index.js';
+import { patience } from '../helpers/proc.js';
 
 // One after the other: where kernels can be tested at all, there is seldom memory for many.
 const test = requires('kvm', 'kernels').serial;
@@ -49,8 +50,8 @@ function options(kernel: string, task: string, more: LaunchOptions = {}): Launch
     initrd: cpio({ bin: undefined, 'bin/busybox': busybox, ...Object.fromEntries(files), init }),
     cmdline: `console=ttyS0 quiet panic=-1 pci=off do=${task}`,
     memoryMib: 256,
-    startTimeoutMs: 60_000,
-    timeoutMs: 120_000,
+    startTimeoutMs: 60_000 * patience,
+    timeoutMs: 120_000 * patience,
     ...more,
   };
 }
