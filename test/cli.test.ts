@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { builtFile } from '#lib/native.js';
 import { requires, root } from './helpers/index.js';
+import { echo, follow, kernel, out, powerOff, print, printString } from './helpers/kernels.js';
 
 const MAIN = join(root, 'lib/cli/main.js');
 
@@ -65,12 +66,16 @@ const GUESTS = {
     '4889442408 89e0 e7e4 ebc9 31c0 e7ec',
 } as const;
 
-function guest(t: ExecutionContext, name: keyof typeof GUESTS): string {
+function file(t: ExecutionContext, name: string, contents: Uint8Array): string {
   const folder = mkdtempSync(join(tmpdir(), 'casemate-cli-'));
   t.teardown(() => rmSync(folder, { recursive: true }));
-  const path = join(folder, `${name}.bin`);
-  writeFileSync(path, Buffer.from(GUESTS[name].replaceAll(' ', ''), 'hex'));
+  const path = join(folder, name);
+  writeFileSync(path, contents);
   return path;
+}
+
+function guest(t: ExecutionContext, name: keyof typeof GUESTS): string {
+  return file(t, `${name}.bin`, Buffer.from(GUESTS[name].replaceAll(' ', ''), 'hex'));
 }
 
 /** All processes below one, by their parents' word. */
@@ -108,7 +113,19 @@ test('help tells a newcomer where to start', async (t) => {
 
 test('help knows every command, and every option of it', async (t) => {
   const { stdout } = await casemate(['help', 'run']);
-  for (const option of ['--memory', '--cpl', '--input', '--timeout', '--json', '--timeline', '--evidence', '--help']) {
+  for (const option of [
+    '--kernel',
+    '--initrd',
+    '--cmdline',
+    '--memory',
+    '--cpl',
+    '--input',
+    '--timeout',
+    '--json',
+    '--timeline',
+    '--evidence',
+    '--help',
+  ]) {
     t.true(stdout.includes(option), option);
   }
   const bench = (await casemate(['help', 'bench'])).stdout;
@@ -300,6 +317,39 @@ vmTest('--timeline and --evidence print tables on stderr, and stdout is the gues
   t.regex(stderr, /clone3 +launcher +\d+ +\d+ +[▏█]/);
   t.regex(stderr, /✓ pidNamespace/);
   t.notRegex(stderr, /✗/);
+});
+
+vmTest('a kernel gets its command line and initrd, what is typed, and exits with 0 where it powers off', async (t) => {
+  const path = file(t, 'vmlinux', kernel(echo, powerOff));
+  t.like(await casemate(['run', '--kernel', path], 'typed.'), { code: 0, stdout: Buffer.from('typed.'), stderr: '' });
+  const line = file(t, 'vmlinux', kernel(follow(0x228), printString, powerOff));
+  const asked = await casemate(['run', '-k', line, '--cmdline', 'a b', '-m', '64']);
+  t.like(asked, { code: 0, stdout: Buffer.from('a b\0') });
+  const initrd = file(t, 'initrd', Buffer.from('files\0'));
+  const given = await casemate([
+    'run',
+    '-k',
+    file(t, 'vmlinux', kernel(follow(0x218), printString, powerOff)),
+    '--initrd',
+    initrd,
+  ]);
+  t.like(given, { code: 0, stdout: Buffer.from('files\0') });
+});
+
+vmTest('a kernel that asks for a restart exits with 1, one that panics with 134, and it is said', async (t) => {
+  const restarted = await casemate(['run', '--kernel', file(t, 'vmlinux', kernel(print('bye'), out(0xcf9, 6)))]);
+  t.like(restarted, { code: 1, stdout: Buffer.from('bye'), stderr: 'casemate: the guest asked for a restart\n' });
+  const panicked = await casemate(['run', '--kernel', file(t, 'vmlinux', kernel(out(0x505, 1)))]);
+  t.like(panicked, { code: 134, stderr: 'casemate: the kernel of the guest panicked\n' });
+});
+
+vmTest('what is no kernel, or is not there, exits with 125 and says what to pass', async (t) => {
+  const wrong = await casemate(['run', '--kernel', file(t, 'vmlinuz', Buffer.alloc(4096))]);
+  t.is(wrong.code, 125);
+  t.regex(wrong.stderr, /ERR_CASEMATE_GUEST_IMAGE\)\n {2}→ Pass the vmlinux.* --memory\.\n$/);
+  const missing = await casemate(['run', '--kernel', '/nonexistent']);
+  t.is(missing.code, 125);
+  t.regex(missing.stderr, /^casemate: --kernel: /);
 });
 
 vmTest('a guest that is not there exits with 125', async (t) => {

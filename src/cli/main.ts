@@ -44,6 +44,9 @@ function explain(error: unknown): void {
 const SPELLINGS: Readonly<Record<string, string>> = {
   'options.guest': 'the guest',
   'options.args': "the guest's arguments",
+  'options.kernel': '--kernel',
+  'options.initrd': '--initrd',
+  'options.cmdline': '--cmdline',
   'options.memoryMib': '--memory',
   'options.input': '--input',
   'options.timeoutMs': '--timeout',
