@@ -459,8 +459,6 @@ void Launcher::run(Launch& launch, Task& task) {
   }
   Expected expected = expectation(launch);
   bool launched = run_launcher_steps(launch, task, expected) && clone(launch, task);
-  // Now, and not with the launch: a monitor that hangs up is to be seen hanging up.
-  close_made(launch, true);
   if (SysError error = clear_labels(*host_, launch); error && launched) {
     // The next launch of this task would start under this one's label.
     launched = false;
@@ -470,9 +468,7 @@ void Launcher::run(Launch& launch, Task& task) {
   launch.user_id = expected.user_id;
   launched =
       launched && (launch.control_slot == CASEMATE_NO_SLOT || await_monitor(launch, expected));
-  if (!launched) {
-    close_made(launch, false);
-  }
+  close_made(launch, launched);
   if (!launched && launch.pidfd >= 0) {
     // It may be anywhere between clone3 and its guest. Whoever submitted it reaps it.
     call(__NR_pidfd_send_signal, launch.pidfd, 9 /* SIGKILL */, nullptr, 0);
@@ -645,6 +641,11 @@ bool Launcher::receive_announcement(Launch& launch) {
     } timeout{0, static_cast<long>(slice)};
     struct pollfd watched[2] = {{control, POLLIN, 0}, {launch.pidfd, POLLIN, 0}};
     long ready = call(__NR_ppoll, watched, 2, &timeout, nullptr, 8);
+    if (ready == 0) {
+      // Or a monitor that hangs up would not be seen hanging up. Not before: most likely this
+      // task shares a processor with the monitor, and what it does now delays that.
+      close_made(launch, true);
+    }
     if (ready == 0 || ready == -EINTR) {
       continue;
     }
