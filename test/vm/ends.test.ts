@@ -5,7 +5,7 @@ import { constants } from 'node:os';
 import { launch, type VmExit } from 'casemate';
 import { flat, guest, stillborn } from '../helpers/guests.js';
 import { requires } from '../helpers/index.js';
-import { isAlive } from '../helpers/proc.js';
+import { isAlive, patience } from '../helpers/proc.js';
 import { refused, run } from '../helpers/vm.js';
 
 const test = requires('kvm');
@@ -13,7 +13,7 @@ const testWithTracer = requires('kvm', 'root', 'strace');
 
 // By itself: its time runs from launch() on, and a launch among many takes long.
 test.serial('timeoutMs ends a VM, and is the reason', async (t) => {
-  await using vm = await launch({ guest: guest('spin'), timeoutMs: 1000 });
+  await using vm = await launch({ guest: guest('spin'), timeoutMs: 1000 * patience });
   t.deepEqual(await vm.exited, { reason: 'timeout' });
 });
 
