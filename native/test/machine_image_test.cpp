@@ -2,6 +2,7 @@
 #include "machine/layout.hpp"
 #include "sys/fd.hpp"
 #include "sys/mapping.hpp"
+#include "test/files.hpp"
 #include "test/unit.hpp"
 
 #include <elf.h>
@@ -17,6 +18,7 @@ using machine::GuestMemory;
 using machine::Image;
 using machine::image_base;
 using machine::ImageError;
+using unit::file_of;
 
 namespace {
 
@@ -31,18 +33,7 @@ struct Elf {
   std::byte data[8];
 
   Elf() {
-    std::memcpy(header.e_ident, ELFMAG, SELFMAG);
-    header.e_ident[EI_CLASS] = ELFCLASS64;
-    header.e_ident[EI_DATA] = ELFDATA2LSB;
-    header.e_ident[EI_VERSION] = EV_CURRENT;
-    header.e_type = ET_EXEC;
-    header.e_machine = EM_X86_64;
-    header.e_version = EV_CURRENT;
-    header.e_entry = image_base + 1;
-    header.e_phoff = offsetof(Elf, segments);
-    header.e_ehsize = sizeof(Elf64_Ehdr);
-    header.e_phentsize = sizeof(Elf64_Phdr);
-    header.e_phnum = 2;
+    header = unit::elf_header(image_base + 1, offsetof(Elf, segments), 2);
     segments[0] = {PT_LOAD, PF_R | PF_X, offsetof(Elf, code), image_base, image_base, 16, 16, 16};
     segments[1] = {
         PT_LOAD, PF_R | PF_W, offsetof(Elf, data), image_base + 4096, image_base + 4096, 8, 32, 8};
@@ -50,14 +41,6 @@ struct Elf {
     std::memset(data, 0xdd, sizeof data);
   }
 };
-
-sys::Fd file_of(const void* bytes, std::size_t size) {
-  sys::Fd file(memfd_create("image", MFD_CLOEXEC));
-  if (write(file.get(), bytes, size) != static_cast<ssize_t>(size)) {
-    unit::fail(__FILE__, __LINE__, "no memfd");
-  }
-  return file;
-}
 
 std::uint32_t parse(const void* bytes, std::size_t size, Image& image,
                     std::uint32_t format = CASEMATE_IMAGE_AUTO, std::uint64_t memory_size = ram) {

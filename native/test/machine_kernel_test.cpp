@@ -1,6 +1,7 @@
 #include "machine/kernel.hpp"
 #include "sys/fd.hpp"
 #include "sys/mapping.hpp"
+#include "test/files.hpp"
 #include "test/unit.hpp"
 
 #include <elf.h>
@@ -15,6 +16,7 @@ using machine::BootProtocol;
 using machine::GuestMemory;
 using machine::Image;
 using machine::ImageError;
+using unit::file_of;
 
 namespace {
 
@@ -32,18 +34,7 @@ struct Kernel {
   std::byte data[8];
 
   Kernel() {
-    std::memcpy(header.e_ident, ELFMAG, SELFMAG);
-    header.e_ident[EI_CLASS] = ELFCLASS64;
-    header.e_ident[EI_DATA] = ELFDATA2LSB;
-    header.e_ident[EI_VERSION] = EV_CURRENT;
-    header.e_type = ET_EXEC;
-    header.e_machine = EM_X86_64;
-    header.e_version = EV_CURRENT;
-    header.e_entry = code_address + 1;
-    header.e_phoff = offsetof(Kernel, segments);
-    header.e_ehsize = sizeof(Elf64_Ehdr);
-    header.e_phentsize = sizeof(Elf64_Phdr);
-    header.e_phnum = 2;
+    header = unit::elf_header(code_address + 1, offsetof(Kernel, segments), 2);
     segments[0] = place(PF_R | PF_W, offsetof(Kernel, data), data_address, 8, 4096);
     segments[1] = place(PF_R | PF_X, offsetof(Kernel, code), code_address, 16, 16);
     std::memset(padding, 0, sizeof padding);
@@ -56,14 +47,6 @@ struct Kernel {
     return {PT_LOAD, flags, offset, virtual_base + address, address, file_size, memory_size, 4096};
   }
 };
-
-sys::Fd file_of(const void* bytes, std::size_t size) {
-  sys::Fd file(memfd_create("kernel", MFD_CLOEXEC));
-  if (write(file.get(), bytes, size) != static_cast<ssize_t>(size)) {
-    unit::fail(__FILE__, __LINE__, "no memfd");
-  }
-  return file;
-}
 
 std::uint32_t parse(const void* bytes, std::size_t size, Image& kernel,
                     std::uint64_t memory_size = ram, BootProtocol protocol = BootProtocol::Linux) {

@@ -5,6 +5,7 @@
 #include "machine/power.hpp"
 #include "sys/fd.hpp"
 #include "sys/mapping.hpp"
+#include "test/files.hpp"
 #include "test/unit.hpp"
 
 #include <asm/bootparam.h>
@@ -18,6 +19,7 @@
 
 using namespace casemate;
 using namespace casemate::machine;
+using unit::file_of;
 
 namespace {
 
@@ -32,30 +34,11 @@ struct Kernel {
   char code[8] = "kernel!";
 
   Kernel() {
-    std::memcpy(header.e_ident, ELFMAG, SELFMAG);
-    header.e_ident[EI_CLASS] = ELFCLASS64;
-    header.e_ident[EI_DATA] = ELFDATA2LSB;
-    header.e_ident[EI_VERSION] = EV_CURRENT;
-    header.e_type = ET_EXEC;
-    header.e_machine = EM_X86_64;
-    header.e_version = EV_CURRENT;
-    header.e_entry = kernel_at + 4;
-    header.e_phoff = offsetof(Kernel, segment);
-    header.e_ehsize = sizeof(Elf64_Ehdr);
-    header.e_phentsize = sizeof(Elf64_Phdr);
-    header.e_phnum = 1;
+    header = unit::elf_header(kernel_at + 4, offsetof(Kernel, segment), 1);
     segment = {PT_LOAD, PF_R | PF_X, offsetof(Kernel, code), kernel_at, kernel_at, sizeof(code),
                2 * mib, 4096};
   }
 };
-
-sys::Fd file_of(const void* bytes, std::size_t size) {
-  sys::Fd file(memfd_create("file", MFD_CLOEXEC));
-  if (write(file.get(), bytes, size) != static_cast<ssize_t>(size)) {
-    unit::fail(__FILE__, __LINE__, "no memfd");
-  }
-  return file;
-}
 
 /// A guest that has been loaded, or not.
 struct Guest {

@@ -9,8 +9,8 @@ export const keyring = '/usr/share/keyrings/debian-archive-keyring.gpg';
 export const keyringPackage = 'debian-archive-keyring';
 
 /**
- * What makes and runs the machine on the host, unpacked in a folder of its own. Not the host's own: QEMU 7.2, which
- * Debian 12 has, emulates cmpxchg16b wrongly, and kernels from 6.12 on die of it.
+ * What makes and runs the machine on the host, unpacked in a folder of its own. Not the host's own: under QEMU 7.2, which
+ * Debian 12 has, a kernel 6.12 died in some boots (2 of 8 with two processors); the traces point at its cmpxchg16b.
  */
 export const tools = ['base-files', 'e2fsprogs', 'kmod', 'qemu-system-x86', 'seabios'];
 
