@@ -14,6 +14,8 @@ export type ErrorCode =
   | 'ERR_CASEMATE_FILE'
   /** The guest image is not one that the monitor can load. */
   | 'ERR_CASEMATE_GUEST_IMAGE'
+  /** An image cannot be made of this: a path leads out of it, or its format does not hold it. */
+  | 'ERR_CASEMATE_IMAGE'
   /** A layer of the jail that was asked for cannot be had on this host. */
   | 'ERR_CASEMATE_LAYER_UNAVAILABLE'
   /** A namespace cannot be made here (sysctl, AppArmor, seccomp of a container); the message says of which kind. */

@@ -2,6 +2,7 @@
 import { createRequire } from 'node:module';
 import test from 'ava';
 import * as casemate from 'casemate';
+import * as image from 'casemate/image';
 import * as jail from 'casemate/jail';
 import * as kvm from 'casemate/kvm';
 import * as selinux from 'casemate/selinux';
@@ -9,6 +10,7 @@ import * as system from 'casemate/system';
 
 const entries = {
   casemate,
+  'casemate/image': image,
   'casemate/jail': jail,
   'casemate/kvm': kvm,
   'casemate/selinux': selinux,

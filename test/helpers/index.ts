@@ -55,6 +55,10 @@ const capabilities = {
     probe: () => existsSync(join(process.env.CASEMATE_TEST_KERNELS ?? '', 'busybox')),
     reason: 'CASEMATE_TEST_KERNELS names no folder with kernels for a KVM that can run them',
   },
+  cpio: {
+    probe: () => runs('cpio', '--version'),
+    reason: 'no cpio(1)',
+  },
   root: {
     probe: () => process.geteuid?.() === 0,
     reason: 'needs root',

@@ -7,7 +7,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { type LaunchOptions, launch, type Vm, type VmExit } from 'casemate';
-import { cpio } from '../helpers/cpio.js';
+import { cpio, type Entry } from 'casemate/image';
 import { requires } from '../helpers/index.js';
 import { patience } from '../helpers/proc.js';
 
@@ -38,16 +38,18 @@ esac
 /bin/busybox poweroff -f
 `;
 
+const program = (path: string, contents: string | Buffer): Entry => ({ type: 'file', path, mode: 0o755, contents });
+
 /** What a kernel boots; what it does is the last word of its command line. */
 function options(kernel: string, task: string, more: LaunchOptions = {}): LaunchOptions {
   const modules = join(folder, `${kernel}.modules`);
   const files = existsSync(modules)
-    ? readdirSync(modules).map((name) => [name, readFileSync(join(modules, name))])
+    ? readdirSync(modules).map((name) => program(name, readFileSync(join(modules, name))))
     : [];
   const busybox = readFileSync(join(folder, 'busybox'));
   return {
     kernel: join(folder, kernel),
-    initrd: cpio({ bin: undefined, 'bin/busybox': busybox, ...Object.fromEntries(files), init }),
+    initrd: cpio([program('bin/busybox', busybox), ...files, program('init', init)]),
     cmdline: `console=ttyS0 quiet panic=-1 pci=off do=${task}`,
     memoryMib: 256,
     startTimeoutMs: 60_000 * patience,
@@ -86,7 +88,7 @@ for (const kernel of kernels) {
   });
 
   test(`${kernel} without an init panics, and ends by panic=-1`, async (t) => {
-    const { exit } = await boot(kernel, 'nothing', { initrd: cpio({ empty: undefined }) });
+    const { exit } = await boot(kernel, 'nothing', { initrd: cpio([{ type: 'directory', path: 'empty' }]) });
     t.deepEqual(exit, { reason: 'reboot' });
   });
 
