@@ -146,6 +146,6 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
 
 } // namespace casemate::vmm
 
-extern "C" [[noreturn]] void casemate_vmm_main(const unsigned long* /* stack */) {
+extern "C" [[noreturn]] void casemate_main(const unsigned long* /* stack */) {
   casemate::vmm::run(casemate::sys::monotonic_ns());
 }

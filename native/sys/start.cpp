@@ -1,5 +1,5 @@
-// The monitor's first instructions: what a libc would do before main(), as far
-// as this program needs it.
+// The first instructions of a program without libc: what a libc would do before
+// main(), as far as the monitor and the agent need it.
 #include "sys/syscall.hpp"
 
 #include <elf.h>
@@ -7,14 +7,14 @@
 
 extern "C" {
 
-[[noreturn]] void casemate_vmm_main(const unsigned long* stack);
+[[noreturn]] void casemate_main(const unsigned long* stack);
 
 // -mstack-protector-guard=global: every guarded function compares with this.
 // There is no thread-local storage to keep it in, as a libc would.
 unsigned long __stack_chk_guard;
 
 // An illegal instruction rather than a message: nothing on this stack can be
-// trusted, and Node reports the signal as a crash of the monitor.
+// trusted, and the signal that ends the process is seen by who started it.
 [[noreturn]] void __stack_chk_fail() { __builtin_trap(); }
 
 // Both by the linker; hidden, so that they are reached relative to RIP and not
@@ -32,7 +32,7 @@ _start:
   xor %ebp, %ebp
   mov %rsp, %rdi
   and $-16, %rsp
-  call casemate_vmm_start
+  call casemate_start
   ud2
   .size _start, . - _start
 )");
@@ -81,7 +81,7 @@ namespace {
 
 // Not guarded itself: it sets what the guard compares with.
 extern "C" [[noreturn, gnu::used]] __attribute__((no_stack_protector)) void
-casemate_vmm_start(const unsigned long* stack) {
+casemate_start(const unsigned long* stack) {
   relocate();
   const unsigned long* environment = stack + 1 + stack[0] + 1; // behind argc, argv and its null
   while (*environment != 0) {
@@ -94,5 +94,5 @@ casemate_vmm_start(const unsigned long* stack) {
       __stack_chk_guard = *reinterpret_cast<const unsigned long*>(auxiliary->a_un.a_val) & ~0xfful;
     }
   }
-  casemate_vmm_main(stack);
+  casemate_main(stack);
 }
