@@ -18,6 +18,8 @@ export type ErrorCode =
   | 'ERR_CASEMATE_IMAGE'
   /** A layer of the jail that was asked for cannot be had on this host. */
   | 'ERR_CASEMATE_LAYER_UNAVAILABLE'
+  /** A tap of the VM, or the socket of its network, cannot be had. */
+  | 'ERR_CASEMATE_NETWORK'
   /** A namespace cannot be made here (sysctl, AppArmor, seccomp of a container); the message says of which kind. */
   | 'ERR_CASEMATE_NAMESPACES'
   /** A step of the launch plan failed; `step` names it. */

@@ -57,6 +57,7 @@ public:
     monitor_ = options.Get("monitor").As<Napi::String>();
     auto host = std::make_unique<jail::Host>();
     check(env, host->open_proc());
+    check(env, host->open_dev());
     host->monitor = monitor_.c_str();
     host->rootless = options.Get("rootless").As<Napi::Boolean>();
     host->uid = number("uid");

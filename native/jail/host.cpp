@@ -22,6 +22,12 @@ sys::SysError Host::open_proc() {
   return {};
 }
 
+sys::SysError Host::open_dev() {
+  long fd = sys::call(__NR_open, "/dev", O_PATH | O_DIRECTORY | O_CLOEXEC);
+  dev.reset(fd < 0 ? -1 : static_cast<int>(fd));
+  return sys::check("open(/dev)", fd);
+}
+
 ProcPath::ProcPath(long pid, const char* name) {
   char digits[20];
   int count = 0;

@@ -12,6 +12,7 @@ namespace casemate::jail {
 /// any of them starts; descriptors, because their root is another one.
 struct Host {
   sys::Fd proc;                  // the host's /proc, checked to be a procfs
+  sys::Fd dev;                   // the host's /dev
   sys::Fd leases;                // file of leased user ids, or none; see lease_user_id()
   const char* monitor = nullptr; // absolute path of the monitor
   bool rootless = false;         // the caller may create namespaces only inside a user namespace
@@ -25,6 +26,7 @@ struct Host {
   /// Opens /proc. A procfs that is not one could feed us labels and read-backs of
   /// its own making (CVE-2019-16884 and its successors).
   sys::SysError open_proc();
+  sys::SysError open_dev();
 };
 
 /// "<pid>/<name>" relative to Host::proc, without libc.

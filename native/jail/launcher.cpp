@@ -2,6 +2,7 @@
 
 #include "jail/clock.hpp"
 #include "jail/process_state.hpp"
+#include "jail/tap.hpp"
 #include "sys/clone.hpp"
 
 #include <algorithm>
@@ -532,6 +533,16 @@ SysError Launcher::run_launcher_step(const casemate_step* step, Launch& launch, 
       }
     }
     return user.error();
+  }
+  case CASEMATE_OP_TAP: {
+    const auto& wanted = payload<casemate_tap>(step);
+    const bool is_here = wanted.network_slot == CASEMATE_NO_SLOT;
+    Result<int> tap =
+        make_tap(*host_, wanted, is_here ? -1 : launch.slots[wanted.network_slot], task.stack());
+    if (tap) {
+      launch.slots[wanted.slot] = tap.value();
+    }
+    return tap.error();
   }
   default:
     return {"plan", EINVAL};

@@ -1,6 +1,7 @@
 #include "jail/plan.hpp"
 
 #include <linux/sched.h>
+#include <sys/socket.h>
 
 namespace casemate::jail {
 
@@ -23,6 +24,7 @@ constexpr OpShape shapes[] = {
     {CASEMATE_OP_SOCKET_LABEL, "setsockcreatecon", sizeof(casemate_text), 1, true},
     {CASEMATE_OP_SOCKET_PAIR, "socketpair", sizeof(casemate_socket_pair), 0, true},
     {CASEMATE_OP_POOLED, "pool", sizeof(casemate_pooled), 0, true},
+    {CASEMATE_OP_TAP, "tap", sizeof(casemate_tap), -1, true},
     {CASEMATE_OP_SETNS, "setns", sizeof(casemate_setns), 0, false},
     {CASEMATE_OP_UNSHARE, "unshare", sizeof(casemate_flags), 0, false},
     {CASEMATE_OP_MOUNT, "mount", sizeof(casemate_mount), 4, false},
@@ -109,6 +111,46 @@ const char* check_descriptors(const casemate_step* step, std::size_t rest, const
   return nullptr;
 }
 
+bool is_address(const casemate_address& address) {
+  return (address.family == AF_INET && address.prefix <= 32) ||
+         (address.family == AF_INET6 && address.prefix <= 128);
+}
+
+bool is_terminated(const char (&name)[CASEMATE_TAP_NAME]) {
+  return count_strings(name, sizeof name, 1) == 1;
+}
+
+const char* check_tap(const casemate_step* step, std::size_t rest, Slots& slots) {
+  const auto& tap = payload<casemate_tap>(step);
+  if (tap.network_slot != CASEMATE_NO_SLOT && !slots.has(tap.network_slot)) {
+    return "a tap in a network namespace from an empty slot";
+  }
+  if ((tap.flags & ~(CASEMATE_TAP_EXISTING | CASEMATE_TAP_PERSISTENT)) != 0) {
+    return "flags of a tap that there are not";
+  }
+  if (!is_terminated(tap.name) || tap.name[0] == '\0' || !is_terminated(tap.bridge)) {
+    return "a tap, or its bridge, without a name";
+  }
+  if (tap.address_count > CASEMATE_TAP_MAX_ADDRESSES || tap.route_count > CASEMATE_TAP_MAX_ROUTES ||
+      tap.address_count * sizeof(casemate_address) + tap.route_count * sizeof(casemate_route) >
+          rest) {
+    return "more addresses or routes than the step holds";
+  }
+  const auto* addresses = reinterpret_cast<const casemate_address*>(tail<casemate_tap>(step));
+  const auto* routes = reinterpret_cast<const casemate_route*>(addresses + tap.address_count);
+  for (std::uint32_t i = 0; i < tap.address_count; ++i) {
+    if (!is_address(addresses[i])) {
+      return "an address that is none";
+    }
+  }
+  for (std::uint32_t i = 0; i < tap.route_count; ++i) {
+    if (!is_address(routes[i].to)) {
+      return "a route to where no address is";
+    }
+  }
+  return slots.fill(tap.slot) ? nullptr : "a tap into a slot that is taken";
+}
+
 const char* check_exec(const casemate_step* step, std::size_t rest) {
   const auto& exec = payload<casemate_exec>(step);
   if (exec.argument_count == 0 || exec.argument_count > 512 || exec.environment_count > 512) {
@@ -156,6 +198,8 @@ const char* check_step(const casemate_step* step, const OpShape& shape, Slots& s
     }
     return slots.fill(pooled.slot) ? nullptr : "a pooled namespace into a slot that is taken";
   }
+  case CASEMATE_OP_TAP:
+    return check_tap(step, rest, slots);
   case CASEMATE_OP_SETNS:
     return slots.has(payload<casemate_setns>(step).slot) ? nullptr : "setns from an empty slot";
   case CASEMATE_OP_MOVE_MOUNT:

@@ -54,6 +54,7 @@ enum casemate_op {
   CASEMATE_OP_SOCKET_LABEL = 2, /* casemate_text: SELinux label of sockets made from here on */
   CASEMATE_OP_SOCKET_PAIR = 3,  /* casemate_socket_pair */
   CASEMATE_OP_POOLED = 4,       /* casemate_pooled */
+  CASEMATE_OP_TAP = 5,          /* casemate_tap + addresses, routes */
 
   /* By the child. */
   CASEMATE_OP_SETNS = 16,      /* casemate_setns; setns(2) */
@@ -112,6 +113,42 @@ struct casemate_pooled {
   __u32 slot;       /* where its descriptor goes */
   __u32 lease_slot; /* of a user namespace: its lease of a user id, or CASEMATE_NO_SLOT */
   __u32 reserved;
+};
+
+#define CASEMATE_TAP_NAME 16u /* with its NUL: IFNAMSIZ */
+#define CASEMATE_TAP_MAX_ADDRESSES 16u
+#define CASEMATE_TAP_MAX_ROUTES 16u
+
+enum casemate_tap_flags {
+  CASEMATE_TAP_EXISTING = 1u << 0,  /* one end of a tap that is there; nothing of it is changed */
+  CASEMATE_TAP_PERSISTENT = 1u << 1 /* it stays until its network namespace ends */
+};
+
+struct casemate_address {
+  __u32 family; /* AF_INET or AF_INET6 */
+  __u32 prefix; /* bits of the network */
+  __u8 bytes[16];
+};
+
+struct casemate_route {
+  struct casemate_address to;
+  __u8 gateway[16];
+  __u32 has_gateway;
+  __u32 reserved;
+};
+
+/* A tap(4) in a network namespace: its descriptor has frames behind the header of virtio. */
+struct casemate_tap {
+  struct casemate_step step;
+  __u32 network_slot; /* or CASEMATE_NO_SLOT: the namespace of Node */
+  __u32 slot;         /* where its descriptor goes */
+  __u32 flags;        /* enum casemate_tap_flags */
+  __u32 mtu;          /* 0: what it has */
+  __u32 address_count;
+  __u32 route_count;
+  char name[CASEMATE_TAP_NAME];
+  char bridge[CASEMATE_TAP_NAME]; /* that it becomes a port of, or empty */
+  /* addresses, then routes */
 };
 
 struct casemate_socket_pair {

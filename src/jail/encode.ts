@@ -1,4 +1,5 @@
 import { CasemateError } from '../errors.js';
+import { interfaceName, type Network, parseAddress, parseNetwork } from './address.js';
 import { type Check, namespaceFlags, type Plan, rlimitResources, type Step, type StepName } from './steps.js';
 
 /**
@@ -18,6 +19,7 @@ export const planFormat = {
     socketLabel: 2,
     socketPair: 3,
     pooled: 4,
+    tap: 5,
     setns: 16,
     unshare: 17,
     mount: 18,
@@ -48,6 +50,11 @@ export const planFormat = {
   } satisfies Record<StepName, number>,
   checks: { ids: 1, capabilities: 2, noNewPrivs: 4, seccomp: 8, label: 16 } satisfies Record<Check, number>,
   pools: { net: 1, user: 2 },
+  tapFlags: { existing: 1, persistent: 2 },
+  tapName: 16,
+  maxTapAddresses: 16,
+  maxTapRoutes: 16,
+  families: { 4: 2, 6: 10 },
   socketTypes: { stream: 1, seqpacket: 5 },
 } as const;
 
@@ -69,7 +76,7 @@ export interface EncodedPlan {
   readonly slots: ReadonlyMap<string, number>;
 }
 
-const launcherOperations: ReadonlySet<StepName> = new Set(['execLabel', 'socketLabel', 'socketPair', 'pooled']);
+const launcherOperations: ReadonlySet<StepName> = new Set(['execLabel', 'socketLabel', 'socketPair', 'pooled', 'tap']);
 
 /**
  * Encodes a plan into the buffer of native/jail/plan.h.
@@ -137,6 +144,8 @@ function encodeStep(to: Writer, step: Step, slots: Slots): void {
       to.u32(slots.add(step.as));
       to.u32(step.lease === undefined ? planFormat.noSlot : slots.add(step.lease));
       return to.u32(0);
+    case 'tap':
+      return encodeTap(to, step, slots);
     case 'setns':
       to.u32(slots.of(step.namespace));
       return to.u32(namespaceFlags[step.kind]);
@@ -232,6 +241,36 @@ function encodeStep(to: Writer, step: Step, slots: Slots): void {
   }
 }
 
+function encodeTap(to: Writer, step: Extract<Step, { op: 'tap' }>, slots: Slots): void {
+  const { families, tapFlags, noSlot, maxTapAddresses, maxTapRoutes } = planFormat;
+  const { namespace, addresses, routes } = step;
+  if (addresses.length > maxTapAddresses) throw refused(`at most ${maxTapAddresses} addresses of a tap`);
+  if (routes.length > maxTapRoutes) throw refused(`at most ${maxTapRoutes} routes through a tap`);
+  const network = ({ family, prefix, bytes }: Network) => {
+    to.u32(families[family]);
+    to.u32(prefix);
+    to.padded(bytes, 16);
+  };
+  to.u32(namespace === undefined ? noSlot : slots.of(namespace));
+  to.u32(slots.add(step.as));
+  to.u32((step.existing ? tapFlags.existing : 0) | (step.persistent ? tapFlags.persistent : 0));
+  to.u32(step.mtu);
+  to.u32(addresses.length);
+  to.u32(routes.length);
+  to.padded(Buffer.from(interfaceName('tap.name', step.name)), planFormat.tapName);
+  to.padded(step.bridge === '' ? [] : Buffer.from(interfaceName('tap.bridge', step.bridge)), planFormat.tapName);
+  for (const [index, address] of addresses.entries()) network(parseNetwork(`tap.addresses[${index}]`, address));
+  for (const [index, { to: target, via }] of routes.entries()) {
+    const parsed = parseNetwork(`tap.routes[${index}].to`, target);
+    const gateway = via === undefined ? undefined : parseAddress(`tap.routes[${index}].via`, via);
+    if (gateway !== undefined && gateway.family !== parsed.family) throw refused('a gateway of the kind of its route');
+    network(parsed);
+    to.padded(gateway?.bytes ?? [], 16);
+    to.u32(gateway === undefined ? 0 : 1);
+    to.u32(0);
+  }
+}
+
 function flagsOf(kinds: readonly (keyof typeof namespaceFlags)[]): number {
   return kinds.reduce((flags, kind) => {
     if (namespaceFlags[kind] === undefined) throw refused(`kinds of namespaces, not '${kind}'`);
@@ -295,6 +334,12 @@ class Writer {
 
   raw(bytes: Uint8Array): void {
     const at = this.#room(bytes.length);
+    this.#bytes.set(bytes, at);
+  }
+
+  padded(bytes: ArrayLike<number>, size: number): void {
+    const at = this.#room(size);
+    this.#bytes.fill(0, at, at + size);
     this.#bytes.set(bytes, at);
   }
 

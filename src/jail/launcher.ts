@@ -1,7 +1,7 @@
 import { constants, mkdirSync, openSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { onAbort } from '../abort.js';
-import { CasemateError, type ErrorCode, isSystemError, type SystemErrorCause } from '../errors.js';
+import { CasemateError, type ErrorCode, errnoRemedy, isSystemError, type SystemErrorCause } from '../errors.js';
 import { readCaller } from '../host.js';
 import { builtFile, native } from '../native.js';
 import type { EncodedPlan } from './encode.js';
@@ -219,6 +219,7 @@ export function launchError(outcome: LaunchOutcome): CasemateError {
     );
   }
   if (stage === 'prepare' || (step === 'pooled' && error !== undefined)) return namespaceError(step ?? stage, error);
+  if (step === 'tap') return tapError(error);
   const name = step ?? stage;
   return new CasemateError(
     codes[name] ?? 'ERR_CASEMATE_LAUNCH_STEP',
@@ -247,6 +248,30 @@ const remedies: Readonly<Record<string, string>> = {
   coreScheduling: "This kernel has no core scheduling (CONFIG_SCHED_CORE): switch the layer 'coreScheduling' off.",
   keyring: 'This kernel has no keyrings, or its quota is used up: see /proc/sys/kernel/keys, or switch the layer off.',
 };
+
+/** What keeps a tap from being had, by the call that failed, with or without its errno. */
+const tapRemedies: Readonly<Record<string, string>> = {
+  'open(/dev/net/tun) ENOENT': 'There is no /dev/net/tun: load the module tun, or give the container this device.',
+  'open(/dev/net/tun)': 'Has the kernel the module tun, and may this user open /dev/net/tun (it is usually 0666)?',
+  'setns(net)':
+    'Over the network namespace that is given, the caller needs CAP_SYS_ADMIN in the user namespace that owns it.',
+  'ioctl(SIOCGIFINDEX) ENODEV': 'No device of this name is in the network namespace: create it first, as this user.',
+  'ioctl(SIOCGIFINDEX of the bridge)': 'No bridge of this name is in the network namespace.',
+  'ioctl(TUNSETIFF) EBUSY': 'A device of this name is there already, or the tap is in use by another process.',
+  'ioctl(TUNSETIFF) EPERM':
+    'A tap that exists must belong to this user (`ip tuntap add dev NAME mode tap user USER`); to make one takes ' +
+    'CAP_NET_ADMIN over its network namespace.',
+  'ioctl(TUNSETIFF) EINVAL': 'The device of this name is no tap of one queue.',
+};
+
+function tapError(cause: SystemErrorCause | undefined): CasemateError {
+  const call = cause?.syscall ?? '';
+  return new CasemateError('ERR_CASEMATE_NETWORK', `The tap cannot be had: ${cause?.message}`, {
+    step: 'tap',
+    remedy: tapRemedies[`${call} ${cause?.code}`] ?? tapRemedies[call] ?? errnoRemedy,
+    cause,
+  });
+}
 
 /** Namespaces of a jail, the calls that fail where no more can be had, and what decides how many there may be. */
 const namespaceKinds = [

@@ -53,6 +53,7 @@ export type Step =
   | { readonly op: 'socketLabel'; readonly label: string }
   | { readonly op: 'socketPair'; readonly type: 'stream' | 'seqpacket'; readonly child: string; readonly ours: string }
   | { readonly op: 'pooled'; readonly pool: 'net' | 'user'; readonly as: string; readonly lease: string | undefined }
+  | ({ readonly op: 'tap' } & Readonly<Required<Omit<TapStep, 'namespace'>>> & Pick<Readonly<TapStep>, 'namespace'>)
   | { readonly op: 'setns'; readonly namespace: string; readonly kind: NamespaceKind }
   | { readonly op: 'unshare'; readonly kinds: readonly NamespaceKind[] }
   | {
@@ -105,6 +106,36 @@ export type Step =
       readonly env: readonly string[];
     };
 
+/** What {@link tap} takes. */
+export interface TapStep {
+  /** What its descriptor is called in the plan. */
+  as: string;
+  /** Name of the descriptor of its network namespace. Default: the namespace of Node. */
+  namespace?: string;
+  /** Of the device. Default `'tap0'`. */
+  name?: string;
+  /** To be one end of a persistent tap that is there already, of which nothing is changed. Default false. */
+  existing?: boolean;
+  /** To stay until its network namespace ends, and not only until its descriptor is closed. Default false. */
+  persistent?: boolean;
+  /** Default: the kernel's, 1500. */
+  mtu?: number;
+  /** Name of a bridge in the namespace that it becomes a port of. */
+  bridge?: string;
+  /** Of the device in its namespace: `'10.0.0.1/24'`, `'fd00::1/64'`; 16 at most. */
+  addresses?: readonly string[];
+  /** Through the device, with or without a gateway behind it: `{ to: '10.1.0.0/16', via: '10.0.0.2' }`; 16 at most. */
+  routes?: readonly TapRoute[];
+}
+
+/** A network that is reached through a tap. */
+export interface TapRoute {
+  /** `'10.1.0.0/16'`, `'::/0'`. */
+  readonly to: string;
+  /** The address of a neighbour behind the tap. */
+  readonly via?: string;
+}
+
 /** The name of a step's operation. */
 export type StepName = Step['op'];
 
@@ -150,6 +181,23 @@ export const socketPair = (type: 'stream' | 'seqpacket', child: string, ours: st
  * user id for as long as somebody has it open.
  */
 export const pooled = (pool: 'net' | 'user', as: string, lease?: string): Step => ({ op: 'pooled', pool, as, lease });
+
+/**
+ * A tap device, tun(4), in a network namespace, by ioctl and rtnetlink(7). Its descriptor has frames behind the header of
+ * virtio 1. It must be made before the user namespace is entered, and is usually made for a `pooled('net', ...)`.
+ */
+export const tap = (options: TapStep): Step => ({
+  op: 'tap',
+  as: options.as,
+  ...(options.namespace !== undefined && { namespace: options.namespace }),
+  name: options.name ?? 'tap0',
+  existing: options.existing ?? false,
+  persistent: options.persistent ?? false,
+  mtu: options.mtu ?? 0,
+  bridge: options.bridge ?? '',
+  addresses: options.addresses ?? [],
+  routes: options.routes ?? [],
+});
 
 // ---- Run by the child ------------------------------------------------------------
 

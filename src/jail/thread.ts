@@ -17,6 +17,7 @@ const ofTheProcess: ReadonlySet<StepName> = new Set([
   'socketLabel',
   'socketPair',
   'pooled',
+  'tap',
   'rlimit',
   'session',
   'coreScheduling',

@@ -68,6 +68,10 @@ const capabilities = {
     probe: () => runs('unshare', '--user', '--map-root-user', 'true'),
     reason: 'user namespaces cannot be created here',
   },
+  tun: {
+    probe: () => succeeds(() => closeSync(openSync('/dev/net/tun', 'r+'))),
+    reason: 'no /dev/net/tun that this user may open',
+  },
   /** For tests that become somebody else to see what a rootless caller sees. */
   setpriv: {
     probe: () => runs('setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', 'true'),

@@ -43,6 +43,7 @@ const operations: Record<Step['op'], string> = {
   socketLabel: 'SOCKET_LABEL',
   socketPair: 'SOCKET_PAIR',
   pooled: 'POOLED',
+  tap: 'TAP',
   setns: 'SETNS',
   unshare: 'UNSHARE',
   mount: 'MOUNT',
@@ -102,6 +103,14 @@ withCompiler('the numbers of a launch plan are those of native/jail/plan.h and o
   t.deepEqual<object, object>(planFormat.operations, constants(operations, 'CASEMATE_OP_'));
   t.deepEqual<object, object>(planFormat.checks, constants(checks, 'CASEMATE_CHECK_'));
   t.deepEqual<object, object>(planFormat.pools, constants({ net: 'NET', user: 'USER' }, 'CASEMATE_POOL_'));
+  t.deepEqual<object, object>(
+    planFormat.tapFlags,
+    constants({ existing: 'EXISTING', persistent: 'PERSISTENT' }, 'CASEMATE_TAP_'),
+  );
+  t.is<number, number>(planFormat.tapName, c('CASEMATE_TAP_NAME'));
+  t.is<number, number>(planFormat.maxTapAddresses, c('CASEMATE_TAP_MAX_ADDRESSES'));
+  t.is<number, number>(planFormat.maxTapRoutes, c('CASEMATE_TAP_MAX_ROUTES'));
+  t.deepEqual<object, object>(planFormat.families, constants({ 4: 'INET', 6: 'INET6' }, 'AF_'));
   t.deepEqual<object, object>(planFormat.socketTypes, constants({ stream: 'STREAM', seqpacket: 'SEQPACKET' }, 'SOCK_'));
   t.deepEqual<object, object>(namespaceFlags, constants(namespaceConstants, 'CLONE_'));
   const limits = Object.fromEntries(
@@ -118,6 +127,7 @@ function encodedStep(step: Step, descriptors: readonly string[] = []) {
     size: bytes.readUInt32LE(at + c('casemate_step.size')),
     u32: (field: string) => bytes.readUInt32LE(at + c(field)),
     u64: (field: string) => bytes.readBigUInt64LE(at + c(field)),
+    text: (field: string, size: number) => bytes.toString('latin1', at + c(field), at + c(field) + size),
     after: (struct: string) => bytes.subarray(at + c(`sizeof ${struct}`)),
   };
 }
@@ -179,6 +189,56 @@ withCompiler('every step is laid out as its struct in plan.h', (t) => {
   t.is(user.u32('casemate_pooled.lease_slot'), 2);
   t.is(user.size, c('sizeof casemate_pooled'));
   t.is(encodedStep(steps.pooled('net', 'space')).u32('casemate_pooled.lease_slot'), c('CASEMATE_NO_SLOT'));
+
+  const plain = encodedStep(steps.tap({ as: 'tap' }), ['first']);
+  t.is(plain.u32('casemate_tap.network_slot'), c('CASEMATE_NO_SLOT'));
+  t.is(plain.u32('casemate_tap.slot'), 1);
+  t.is(plain.u32('casemate_tap.flags'), 0);
+  t.is(plain.size, c('sizeof casemate_tap'));
+  const tap = encodedStep(
+    steps.tap({
+      as: 'tap',
+      namespace: 'network',
+      name: 'a',
+      existing: true,
+      persistent: true,
+      mtu: 9000,
+      bridge: 'b',
+      addresses: ['10.0.0.1/24', 'fd00::1:2/64'],
+      routes: [{ to: '0.0.0.0/0', via: '10.0.0.2' }, { to: '::ffff:1.2.3.4/128' }],
+    }),
+    ['network'],
+  );
+  t.is(tap.u32('casemate_tap.network_slot'), 0);
+  t.is(tap.u32('casemate_tap.flags'), c('CASEMATE_TAP_EXISTING') + c('CASEMATE_TAP_PERSISTENT'));
+  t.is(tap.u32('casemate_tap.mtu'), 9000);
+  t.is(tap.u32('casemate_tap.address_count'), 2);
+  t.is(tap.u32('casemate_tap.route_count'), 2);
+  t.is(tap.text('casemate_tap.name', c('CASEMATE_TAP_NAME')), 'a'.padEnd(16, '\0'));
+  t.is(tap.text('casemate_tap.bridge', c('CASEMATE_TAP_NAME')), 'b'.padEnd(16, '\0'));
+  t.is(tap.size, c('sizeof casemate_tap') + 2 * c('sizeof casemate_address') + 2 * c('sizeof casemate_route'));
+  const network = (bytes: Buffer) => ({
+    family: bytes.readUInt32LE(c('casemate_address.family')),
+    prefix: bytes.readUInt32LE(c('casemate_address.prefix')),
+    bytes: bytes.toString('hex', c('casemate_address.bytes'), c('casemate_address.bytes') + 16),
+  });
+  const addresses = tap.after('casemate_tap');
+  const padding = '0'.repeat(24);
+  t.deepEqual(network(addresses), { family: c('AF_INET'), prefix: 24, bytes: `0a000001${padding}` });
+  t.deepEqual(network(addresses.subarray(c('sizeof casemate_address'))), {
+    family: c('AF_INET6'),
+    prefix: 64,
+    bytes: 'fd000000000000000000000000010002',
+  });
+  const routes = addresses.subarray(2 * c('sizeof casemate_address'));
+  t.is(c('casemate_route.to'), 0);
+  t.deepEqual(network(routes), { family: c('AF_INET'), prefix: 0, bytes: '0'.repeat(32) });
+  const gateway = routes.subarray(c('casemate_route.gateway'));
+  t.is(gateway.toString('hex', 0, 16), `0a000002${padding}`);
+  t.is(routes.readUInt32LE(c('casemate_route.has_gateway')), 1);
+  const direct = routes.subarray(c('sizeof casemate_route'));
+  t.deepEqual(network(direct), { family: c('AF_INET6'), prefix: 128, bytes: '00000000000000000000ffff01020304' });
+  t.is(direct.readUInt32LE(c('casemate_route.has_gateway')), 0);
 
   const setns = encodedStep(steps.setns('b', 'ipc'), ['a', 'b']);
   t.is(setns.u32('casemate_setns.slot'), 1);
@@ -644,7 +704,8 @@ const hostile = `
 /** The steps that are not in that plan, each in one of its own whose head is good. */
 const others = `
   ${attempting}
-  const launcherSteps = [steps.execLabel('a:b:c:s0'), steps.socketLabel('a:b:c:s0'), steps.pooled('net', 'net')];
+  const tap = steps.tap({ as: 'tap', addresses: ['10.0.0.1/8'] });
+  const launcherSteps = [steps.execLabel('a:b:c:s0'), steps.socketLabel('a:b:c:s0'), steps.pooled('net', 'net'), tap];
   const childSteps = [
     steps.unshare('net', 'time'),
     steps.mount({ source: 'none', target: '/', type: 'tmpfs', flags: 2, data: 'size=4k' }),
@@ -737,6 +798,17 @@ const lying = `
     [steps.pooled('net', 'a'), 52, [0, 1, 24, 0xffffffff]],
     [steps.pooled('user', 'a', 'b'), 56, [0, 1, 2, 24]],
     [steps.pooled('net', 'a'), 56, [3]],
+    [steps.tap({ as: 'a', namespace: 'null' }), 48, [2, 23, 24]],
+    [steps.tap({ as: 'a', namespace: 'null' }), 52, [0, 1, 24, 0xffffffff]],
+    [steps.tap({ as: 'a', namespace: 'null' }), 56, [4, 0xffffffff]],
+    [steps.tap({ as: 'a', namespace: 'null' }), 64, [1, 17, 0xffffffff]],
+    [steps.tap({ as: 'a', namespace: 'null' }), 68, [1, 17, 0xffffffff]],
+    [steps.tap({ as: 'a', namespace: 'null' }), 72, [0]],
+    [steps.tap({ as: 'a', namespace: 'null', name: 'x'.repeat(15) }), 84, [0x78787878]],
+    [steps.tap({ as: 'a', namespace: 'null', bridge: 'x'.repeat(15) }), 100, [0x78787878]],
+    [steps.tap({ as: 'a', namespace: 'null', addresses: ['10.0.0.1/8'] }), 104, [0, 3, 10 << 8]],
+    [steps.tap({ as: 'a', namespace: 'null', addresses: ['10.0.0.1/8'] }), 108, [33, 0xffffffff]],
+    [steps.tap({ as: 'a', namespace: 'null', routes: [{ to: 'fd00::/8' }] }), 108, [129, 0xffffffff]],
     [steps.session(), 20, [2, 23, 24, 0xfffffffe]],
   ];
   for (const [step, at, values] of slots) {

@@ -567,7 +567,7 @@ test('a plan that makes no sense starts nothing, and its error says what to do',
 });
 
 /** Steps of the launcher's, which no filter reaches, and the one step that cannot fail. */
-type Unfiltered = 'execLabel' | 'socketLabel' | 'socketPair' | 'pooled' | 'umask';
+type Unfiltered = 'execLabel' | 'socketLabel' | 'socketPair' | 'pooled' | 'tap' | 'umask';
 
 /** The system calls of each step (asm/unistd_64.h), to be refused by a filter before it. */
 const callsOf: Record<

@@ -44,7 +44,7 @@ export interface ReportOptions {
   cgroup?: string;
 }
 
-const byLauncher: ReadonlySet<StepName> = new Set(['execLabel', 'socketLabel', 'socketPair', 'pooled']);
+const byLauncher: ReadonlySet<StepName> = new Set(['execLabel', 'socketLabel', 'socketPair', 'pooled', 'tap']);
 
 /** The plan that starts the reporting program after these steps. */
 export function reportPlan(list: readonly Step[], { clone = [], descriptors = {}, cgroup }: ReportOptions = {}): Plan {
