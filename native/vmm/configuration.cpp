@@ -1,6 +1,7 @@
 #include "vmm/configuration.hpp"
 
 #include "machine/layout.hpp"
+#include "sys/message.hpp"
 #include "sys/syscall.hpp"
 #include "vmm/control.hpp"
 
@@ -21,27 +22,11 @@ constexpr unsigned character_device = 0020000;
 constexpr unsigned regular_file = 0100000;
 constexpr unsigned socket = 0140000;
 
-struct IoVector {
-  void* base;
-  std::size_t size;
-};
-
-/// struct msghdr as the kernel has it.
-struct MessageHeader {
-  void* name;
-  int name_size;
-  IoVector* vectors;
-  std::size_t vector_count;
-  void* control;
-  std::size_t control_size;
-  unsigned flags;
-};
-
 [[noreturn]] void refuse(int error) { fail(CASEMATE_SETUP_CONFIGURE, {"recvmsg", error}); }
 
 std::size_t receive(ConfigurationMessage& message) {
-  IoVector vectors[] = {{&message.head, sizeof message.head}, {message.rest, sizeof message.rest}};
-  MessageHeader header{};
+  sys::IoVector vectors[] = {{&message.head, sizeof message.head}, {message.rest, sizeof message.rest}};
+  sys::MessageHeader header{};
   header.vectors = vectors;
   header.vector_count = 2;
   const long size = sys::call_retry(__NR_recvmsg, CASEMATE_FD_CONTROL, &header, 0);
