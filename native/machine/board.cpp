@@ -25,6 +25,10 @@ void fill_with_ones(std::span<std::byte> value) { std::ranges::fill(value, std::
 // Every register behind a port is one byte. A wider access is for somebody else: the
 // configuration address of PCI, 0xcf8, has the reset register among its four.
 
+bool Board::can_write_port(std::uint16_t port) const {
+  return !is_serial(port) || serial_.has_output_room();
+}
+
 Power Board::write_port(std::uint16_t port, std::span<const std::byte> value) {
   if (value.size() != 1) {
     return Power::On;

@@ -17,10 +17,16 @@ class Board {
 public:
   Serial& serial() { return serial_; }
 
+  /// Whether a byte may be written to a port now: not to a serial port whose output nobody
+  /// takes, for it would be lost.
+  bool can_write_port(std::uint16_t port) const;
   Power write_port(std::uint16_t port, std::span<const std::byte> value);
   void read_port(std::uint16_t port, std::span<std::byte> value);
   void write_memory(std::uint64_t address, std::span<const std::byte> value);
   void read_memory(std::uint64_t address, std::span<std::byte> value) const;
+
+  /// An edge on a pin of the I/O APIC.
+  void raise(std::uint32_t pin) { ioapic_.raise(pin); }
 
   /// Looks at the lines of all devices: call it after each of the above, and after
   /// Serial::receive(); then take messages until there are none.

@@ -29,4 +29,27 @@ inline bool is_amd(const casemate_kvm_cpuid2& table) {
          leaf->ecx == 0x444d4163;
 }
 
+/// Makes it the table of the vCPU with this number, which is its APIC id, in each leaf that
+/// tells it. What the leaves say of all of them is in the table already.
+inline void set_apic_id(casemate_kvm_cpuid2& table, std::uint32_t id) {
+  for (std::uint32_t i = 0; i < table.nent; ++i) {
+    kvm_cpuid_entry2& entry = table.entries[i];
+    switch (entry.function) {
+    case 0x1:
+      entry.ebx = (entry.ebx & 0x00ffffff) | id << 24;
+      break;
+    case 0xb:
+    case 0x1f:
+      entry.edx = id;
+      break;
+    case 0x8000001e: // AMD's: extended APIC id, and the number of the core
+      entry.eax = id;
+      entry.ebx = (entry.ebx & ~0xffu) | (id & 0xff);
+      break;
+    default:
+      break;
+    }
+  }
+}
+
 } // namespace casemate::machine

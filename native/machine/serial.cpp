@@ -1,5 +1,7 @@
 #include "machine/serial.hpp"
 
+#include <cstring>
+
 namespace casemate::machine {
 
 namespace {
@@ -93,6 +95,11 @@ bool Serial::interrupts() const {
   return (modem_control_ & out2) != 0 && (has_data || has_room);
 }
 
+void Serial::take_output(std::size_t size) {
+  output_size_ -= size;
+  std::memmove(output_.data(), output_.data() + size, output_size_);
+}
+
 void Serial::receive(std::span<const std::byte> bytes) {
   for (const std::byte byte : bytes) {
     if (input_room() == 0) {
@@ -147,15 +154,12 @@ void Serial::transmit(std::uint8_t value) {
   if (output_size_ < output_.size()) {
     output_[output_size_++] = byte;
   }
-  is_output_due_ = is_output_due_ || value == '\n' || output_size_ == output_.size();
 }
 
 void Serial::write_interrupt_enable(std::uint8_t value) {
   const bool asks = (value & ~interrupt_enable_ & transmitter_empty) != 0;
   interrupt_enable_ = value & 0x0f;
   transmitter_emptied_ = transmitter_emptied_ || asks;
-  // Drivers end a piece of work with it, interrupt by interrupt or polling.
-  is_output_due_ = is_output_due_ || output_size_ > 0;
 }
 
 } // namespace casemate::machine

@@ -28,12 +28,10 @@ public:
   // ---- What the guest has written ----
 
   std::span<const std::byte> output() const { return {output_.data(), output_size_}; }
-  /// At the end of a line, of a driver's work, and of the room for more: the time to take it.
-  bool is_output_due() const { return is_output_due_; }
-  void clear_output() {
-    output_size_ = 0;
-    is_output_due_ = false;
-  }
+  /// Without room, what is written is lost: a guest that goes on has it.
+  bool has_output_room() const { return output_size_ < output_.size(); }
+  /// At most as much as there is.
+  void take_output(std::size_t size);
 
   // ---- What the guest is to read ----
 
@@ -51,12 +49,11 @@ private:
   bool is_divisor_open() const { return (line_control_ & 0x80) != 0; }
   bool is_loopback() const { return (modem_control_ & 0x10) != 0; }
 
-  std::array<std::byte, 512> output_;
+  std::array<std::byte, 4096> output_;
   std::array<std::byte, 64> input_; // a ring
   std::size_t output_size_ = 0;
   std::size_t input_start_ = 0;
   std::size_t input_size_ = 0;
-  bool is_output_due_ = false;
   bool transmitter_emptied_ = false; // an interrupt's cause until it has been told
 
   std::uint16_t divisor_ = 1;

@@ -66,6 +66,13 @@ class Changed {
 public:
   std::uint32_t count() const { return word_.load(std::memory_order_acquire); }
   void wait(std::uint32_t seen) { futex_wait(word_, seen); }
+  /// For what is looked at with `held`, which is let go of meanwhile: look again behind it.
+  void wait(Mutex& held) {
+    const std::uint32_t seen = count();
+    held.unlock();
+    wait(seen);
+    held.lock();
+  }
   /// False where nothing changed for so long.
   bool wait_for(std::uint32_t seen, long nanoseconds) {
     return futex_wait(word_, seen, nanoseconds);

@@ -35,8 +35,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (board.take_message() && board.take_message()) {
       std::abort(); // one device, one line
     }
-    if (board.serial().is_output_due()) {
-      board.serial().clear_output();
+    if (!board.can_write_port(Serial::port)) {
+      board.serial().take_output(1 + value.size());
     }
   }
   return 0;

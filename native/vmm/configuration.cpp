@@ -44,8 +44,8 @@ bool is_valid(const casemate_configure& head) {
   return head.memory_size >= machine::min_memory_size &&
          head.memory_size <= machine::max_memory_size &&
          head.memory_size % machine::large_page_size == 0 && (head.flags & ~known_flags) == 0 &&
-         head.format <= CASEMATE_IMAGE_PVH && head.vcpu_count == 1 &&
-         (head.cpl == 0 || head.cpl == 3) && head.cpuid_count <= CASEMATE_MAX_CPUID &&
+         head.format <= CASEMATE_IMAGE_PVH && (head.cpl == 0 || head.cpl == 3) &&
+         head.cpuid_count <= CASEMATE_MAX_CPUID &&
          head.arguments_size <= CASEMATE_MAX_ARGUMENTS_SIZE && head.run_size >= sizeof(kvm_run) &&
          head.run_size <= max_run_size;
 }
@@ -62,7 +62,8 @@ bool are_strings(std::span<const std::byte> bytes, std::uint32_t count) {
 /// One command line, at CPL 0.
 bool is_valid_linux(const casemate_configure& head) {
   return head.cpl == 0 && head.argument_count == 1 &&
-         head.arguments_size <= CASEMATE_MAX_COMMAND_LINE;
+         head.arguments_size <= CASEMATE_MAX_COMMAND_LINE && head.vcpu_count > 0 &&
+         head.vcpu_count <= CASEMATE_MAX_VCPUS;
 }
 
 /// Of the descriptor; ends the process where it is not of this kind.
@@ -98,12 +99,13 @@ Configuration receive_configuration(ConfigurationMessage& message) {
   configuration.flags = head.flags;
   configuration.format = head.format;
   configuration.cpl = head.cpl;
+  configuration.vcpu_count = head.vcpu_count;
   configuration.run_size = head.run_size;
   configuration.cpuid = cpuid;
   configuration.argument_count = head.argument_count;
   configuration.arguments = {message.rest + cpuid_size, head.arguments_size};
   if (!are_strings(configuration.arguments, head.argument_count) ||
-      (configuration.is_linux() && !is_valid_linux(head))) {
+      !(configuration.is_linux() ? is_valid_linux(head) : head.vcpu_count == 1)) {
     refuse(EINVAL);
   }
   return configuration;

@@ -25,8 +25,9 @@ struct Configuration {
   std::uint32_t flags = 0;
   std::uint32_t format = 0;
   std::uint32_t cpl = 0;
+  std::uint32_t vcpu_count = 0;
   std::size_t run_size = 0;
-  const casemate_kvm_cpuid2* cpuid = nullptr;
+  casemate_kvm_cpuid2* cpuid = nullptr;
   std::uint32_t argument_count = 0;
   std::span<const std::byte> arguments{};
   std::uint64_t image_size = 0;

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <array>
+#include <csignal>
 #include <tuple>
 
 #ifndef MADV_POPULATE_WRITE
@@ -46,14 +47,18 @@ constexpr std::uint32_t setup_ioctls[] = {
 constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS};
 
 // Those of Linux guests stand apart: to install a filter costs with its length.
-constexpr std::uint32_t linux_guest_ioctls[] = {KVM_RUN, KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL,
-                                                KVM_GET_REGS, KVM_GET_SREGS};
+constexpr std::uint32_t vcpu_ioctls[] = {KVM_RUN, KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL, KVM_GET_REGS,
+                                         KVM_GET_SREGS};
+constexpr std::uint32_t loop_ioctls[] = {KVM_SIGNAL_MSI};
 constexpr auto linux_setup_ioctls = [] {
   std::array<std::uint32_t, std::size(setup_ioctls) + 3> all{KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL,
                                                              CASEMATE_KVM_SET_MSRS};
   std::ranges::copy(setup_ioctls, all.begin() + 3);
   return all;
 }();
+constexpr std::uint32_t wake[] = {wake_descriptor};
+constexpr std::uint32_t stack_pages[] = {PROT_READ | PROT_WRITE, PROT_NONE};
+constexpr std::uint32_t interrupting[] = {SIGIO};
 
 /// What both phases need: filters add up, so what the second allows, the first does too.
 constexpr std::array common_rules{
@@ -85,20 +90,45 @@ constexpr auto guest_rules = [] {
   return with_common(Rule{__NR_ioctl, 1, guest_ioctls}, Rule{__NR_madvise, 2, page_advice});
 };
 
+/// The main thread of a Linux guest, while the VM is created; its vCPUs' threads are born
+/// with it.
 constexpr auto linux_setup_rules = [] {
-  return with_common(Rule{__NR_ioctl, 1, linux_setup_ioctls}, Rule{__NR_mmap, 2, data_pages},
-                     Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp}, Rule{__NR_setitimer},
+  return with_common(Rule{__NR_ioctl, 1, linux_setup_ioctls}, Rule{__NR_mmap, 2, stack_pages},
+                     Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp}, Rule{__NR_clone3},
+                     Rule{__NR_getpid}, Rule{__NR_epoll_create1}, Rule{__NR_eventfd2},
+                     Rule{__NR_dup3, 1, wake}, Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting},
+                     Rule{__NR_epoll_ctl}, Rule{__NR_epoll_wait}, Rule{__NR_read},
+                     Rule{__NR_write, 0, wake}, Rule{__NR_madvise, 2, linux_page_advice});
+};
+
+/// The main thread from before the kernel is read until the end: the event loop.
+constexpr auto linux_loop_rules = [] {
+  return with_common(Rule{__NR_ioctl, 1, loop_ioctls}, Rule{__NR_futex},
+                     Rule{__NR_tgkill, 2, interrupting}, Rule{__NR_epoll_ctl},
+                     Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, wake},
                      Rule{__NR_madvise, 2, linux_page_advice});
 };
-constexpr auto linux_guest_rules = [] {
-  return with_common(Rule{__NR_ioctl, 1, linux_guest_ioctls}, Rule{__NR_setitimer},
-                     Rule{__NR_madvise, 2, linux_page_advice});
+
+/// A vCPU's thread. Of the socket it has what a refused call is reported with, and no more.
+constexpr auto linux_vcpu_rules = [] {
+  return std::array{
+      Rule{__NR_ioctl, 1, vcpu_ioctls},
+      Rule{__NR_futex},
+      Rule{__NR_write, 0, wake},
+      Rule{__NR_clock_gettime},
+      Rule{__NR_rt_sigreturn},
+      Rule{__NR_sendto, 0, control},
+      Rule{__NR_recvfrom, 0, control},
+      Rule{__NR_shutdown, 0, control},
+      Rule{__NR_exit_group},
+  };
 };
 
 constexpr auto setup_filter = jail::seccomp::assemble<setup_rules, refused>();
 constexpr auto guest_filter = jail::seccomp::assemble<guest_rules, refused>();
 constexpr auto linux_setup_filter = jail::seccomp::assemble<linux_setup_rules, refused>();
-constexpr auto linux_guest_filter = jail::seccomp::assemble<linux_guest_rules, refused>();
+constexpr auto linux_loop_filter = jail::seccomp::assemble<linux_loop_rules, refused>();
+constexpr auto linux_vcpu_filter = jail::seccomp::assemble<linux_vcpu_rules, refused>();
 
 sys::SysError install(const Configuration& configuration, std::span<const sock_filter> filter) {
   return configuration.has(CASEMATE_CONFIGURE_SECCOMP) ? jail::seccomp::install(filter)
@@ -148,8 +178,10 @@ sys::SysError confine_setup(const Configuration& configuration) {
 }
 
 sys::SysError confine_guest(const Configuration& configuration) {
-  return configuration.is_linux() ? install(configuration, linux_guest_filter)
+  return configuration.is_linux() ? install(configuration, linux_loop_filter)
                                   : install(configuration, guest_filter);
 }
+
+sys::SysError confine_vcpu() { return jail::seccomp::install(linux_vcpu_filter); }
 
 } // namespace casemate::vmm

@@ -7,6 +7,10 @@
 
 namespace casemate::vmm {
 
+/// What a vCPU's thread tells the event loop by: an eventfd in the place of standard input,
+/// which nobody needs, for a filter can only name a number that is known before.
+inline constexpr int wake_descriptor = 0;
+
 /// PDEATHSIG, no_new_privs, Landlock.
 sys::SysError confine_process(const Configuration& configuration);
 
@@ -15,5 +19,8 @@ sys::SysError confine_setup(const Configuration& configuration);
 
 /// seccomp for reading the guest's image and running it.
 sys::SysError confine_guest(const Configuration& configuration);
+
+/// seccomp of a Linux guest's vCPU, by its own thread, which has that of the set-up already.
+sys::SysError confine_vcpu();
 
 } // namespace casemate::vmm

@@ -38,10 +38,12 @@ void send_message(const void* message, std::size_t size) {
   sys::call_retry(__NR_sendto, CASEMATE_FD_CONTROL, message, size, msg_nosignal, nullptr, 0);
 }
 
+std::uint32_t next_command() { return receive_command(msg_dontwait); }
+
 void await_run() { expect_command(CASEMATE_COMMAND_RUN); }
 
 void obey_commands() {
-  while (const std::uint32_t command = receive_command(msg_dontwait)) {
+  while (const std::uint32_t command = next_command()) {
     if (command != CASEMATE_COMMAND_PAUSE) {
       exit_process(1);
     }

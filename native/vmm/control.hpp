@@ -27,8 +27,11 @@ inline void send(casemate_event_type type) {
 /// Waits for CASEMATE_COMMAND_RUN.
 void await_run();
 
-/// Does what Node has commanded meanwhile: returns once the guest is to run on. Where
-/// Node has hung up, or says what it never would, the process ends.
+/// The type of the next command, or 0 where there is none yet. Where Node has hung up, or says
+/// what it never would, the process ends.
+std::uint32_t next_command();
+
+/// Does what Node has commanded meanwhile: returns once the guest is to run on. Likewise.
 void obey_commands();
 
 /// Paused: waits for CASEMATE_COMMAND_RESUME, and answers it.

@@ -1,4 +1,7 @@
-// Linux guests, from the vCPU to the end. Nothing of this is touched by other guests.
+// Linux guests, from the vCPUs to the end. Nothing of this is touched by other guests.
+//
+// The main thread is the event loop: control socket, console, devices, times. Each vCPU has
+// a thread of its own.
 #pragma once
 
 #include "kvm/vm.hpp"
@@ -8,10 +11,9 @@
 
 namespace casemate::vmm {
 
-/// Takes over where a Linux guest's machine differs from a bare-metal one's: the vCPU is
-/// there and has its CPUID.
+/// Takes over where a Linux guest's machine differs from a bare-metal one's: memory and the
+/// irqchip are there, vCPUs are not.
 [[noreturn]] void run_linux(const Configuration& configuration, const kvm::VirtualMachine& vm,
-                            const kvm::Vcpu& vcpu, const machine::GuestMemory& memory,
-                            Timeline& timeline);
+                            const machine::GuestMemory& memory, Timeline& timeline);
 
 } // namespace casemate::vmm

@@ -1,12 +1,12 @@
 // The monitor, from exec to the guest, in the order in which things happen.
 //
-// One thread does it all, the guest's one vCPU included. A second one (an event loop,
-// or a thread for the vCPU) was tried: it can install its filter and load the guest
-// while this one creates the VM, and yet the doorbell came 50 to 120 us later. Starting
-// it, waking it and its first touch of everything on another processor cost more than
-// it takes over, most of all where no processor is idle. What Node commands comes by
-// signal, which costs nothing while there is none. More vCPUs will be threads that this
-// one starts, and interrupts as it is interrupted itself.
+// Of a bare-metal guest one thread does it all, the one vCPU included. A second one (an
+// event loop, or a thread for the vCPU) was tried: it can install its filter and load the
+// guest while this one creates the VM, and yet the doorbell came 50 to 120 us later.
+// Starting it, waking it and its first touch of everything on another processor cost more
+// than it takes over, most of all where no processor is idle. What Node commands comes by
+// signal, which costs nothing while there is none. Linux guests have devices that work
+// while the guest runs, and more than one vCPU: see vmm/linux.hpp.
 #include "kvm/kvm.hpp"
 #include "kvm/vm.hpp"
 #include "machine/boot.hpp"
@@ -91,10 +91,6 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   if (const auto error = prepare_control_signal()) {
     fail(CASEMATE_SETUP_DESCRIPTORS, error, CASEMATE_FD_CONTROL);
   }
-  if (configuration.is_linux()) {
-    check(CASEMATE_SETUP_DESCRIPTORS,
-          prepare_device_signals(configuration.has(CASEMATE_CONFIGURE_CONSOLE)));
-  }
   check(CASEMATE_SETUP_JAIL, confine_process(configuration));
   check(CASEMATE_SETUP_JAIL, confine_setup(configuration));
   timeline.stamp(CASEMATE_STAMP_JAILED);
@@ -116,12 +112,12 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   check(CASEMATE_SETUP_IRQCHIP, vm.enable_split_irqchip(ioapic_pins));
   timeline.stamp(CASEMATE_STAMP_IRQCHIP);
 
+  if (configuration.is_linux()) {
+    run_linux(configuration, vm, memory, timeline);
+  }
   const auto vcpu = take(CASEMATE_SETUP_VCPU, vm.create_vcpu(0, configuration.run_size));
   interrupt_on_control(vcpu);
   check(CASEMATE_SETUP_VCPU, vcpu.set_cpuid2(configuration.cpuid));
-  if (configuration.is_linux()) {
-    run_linux(configuration, vm, vcpu, memory, timeline);
-  }
   vcpu.stage_sregs(
       machine::entry_system_registers(configuration.cpl, machine::is_amd(*configuration.cpuid)));
   timeline.stamp(CASEMATE_STAMP_VCPU);

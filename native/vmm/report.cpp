@@ -7,14 +7,10 @@
 
 namespace casemate::vmm {
 
-void report_doorbell(Timeline& timeline, bool pause) {
-  timeline.stamp(CASEMATE_STAMP_DOORBELL);
+void send_doorbell(const Timeline& timeline) {
   casemate_doorbell doorbell{};
   std::memcpy(doorbell.stamps, timeline.stamps, sizeof doorbell.stamps);
   send(doorbell, CASEMATE_EVENT_DOORBELL);
-  if (pause) {
-    stay_paused();
-  }
 }
 
 void read_registers(const kvm::Vcpu& vcpu, casemate_exited& exited) {
@@ -30,8 +26,33 @@ void read_registers(const kvm::Vcpu& vcpu, casemate_exited& exited) {
                       sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer};
 }
 
-void report_end(casemate_exited& exited, casemate_exit_reason reason) {
+casemate_exited crash_of(const kvm::Vcpu& vcpu, casemate_exit_reason reason, std::uint32_t code,
+                         std::uint64_t address) {
+  casemate_exited exited{};
   exited.reason = reason;
+  exited.code = code;
+  exited.address = address;
+  read_registers(vcpu, exited);
+  return exited;
+}
+
+casemate_exited stop_of(const kvm::Vcpu& vcpu) {
+  const kvm_run& state = vcpu.state();
+  switch (state.exit_reason) {
+  case KVM_EXIT_SHUTDOWN:
+  case KVM_EXIT_SYSTEM_EVENT:
+    return crash_of(vcpu, CASEMATE_EXIT_SHUTDOWN, 0);
+  case KVM_EXIT_INTERNAL_ERROR:
+    return crash_of(vcpu, CASEMATE_EXIT_INTERNAL, state.internal.suberror);
+  case KVM_EXIT_FAIL_ENTRY:
+    return crash_of(vcpu, CASEMATE_EXIT_INTERNAL,
+                    static_cast<std::uint32_t>(state.fail_entry.hardware_entry_failure_reason));
+  default:
+    return crash_of(vcpu, CASEMATE_EXIT_INTERNAL, state.exit_reason);
+  }
+}
+
+void report_end(casemate_exited exited) {
   exited.at = sys::monotonic_ns();
   send(exited, CASEMATE_EVENT_EXITED);
   exit_process(0);
@@ -39,27 +60,7 @@ void report_end(casemate_exited& exited, casemate_exit_reason reason) {
 
 void report_crash(const kvm::Vcpu& vcpu, casemate_exit_reason reason, std::uint32_t code,
                   std::uint64_t address) {
-  casemate_exited exited{};
-  exited.code = code;
-  exited.address = address;
-  read_registers(vcpu, exited);
-  report_end(exited, reason);
-}
-
-void report_stopped(const kvm::Vcpu& vcpu) {
-  const kvm_run& state = vcpu.state();
-  switch (state.exit_reason) {
-  case KVM_EXIT_SHUTDOWN:
-  case KVM_EXIT_SYSTEM_EVENT:
-    report_crash(vcpu, CASEMATE_EXIT_SHUTDOWN, 0);
-  case KVM_EXIT_INTERNAL_ERROR:
-    report_crash(vcpu, CASEMATE_EXIT_INTERNAL, state.internal.suberror);
-  case KVM_EXIT_FAIL_ENTRY:
-    report_crash(vcpu, CASEMATE_EXIT_INTERNAL,
-                 static_cast<std::uint32_t>(state.fail_entry.hardware_entry_failure_reason));
-  default:
-    report_crash(vcpu, CASEMATE_EXIT_INTERNAL, state.exit_reason);
-  }
+  report_end(crash_of(vcpu, reason, code, address));
 }
 
 } // namespace casemate::vmm

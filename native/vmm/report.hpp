@@ -9,19 +9,23 @@
 
 namespace casemate::vmm {
 
-/// The guest's first sign of life. With `pause`, returns at CASEMATE_COMMAND_RESUME.
-void report_doorbell(Timeline& timeline, bool pause);
+/// The guest's first sign of life, which has its stamp already.
+void send_doorbell(const Timeline& timeline);
 
 void read_registers(const kvm::Vcpu& vcpu, casemate_exited& exited);
 
-/// Says how the guest ended, and ends the process.
-[[noreturn]] void report_end(casemate_exited& exited, casemate_exit_reason reason);
-
-/// Likewise, of a guest that went wrong; with its registers.
-[[noreturn]] void report_crash(const kvm::Vcpu& vcpu, casemate_exit_reason reason,
-                               std::uint32_t code, std::uint64_t address = 0);
+/// What is told of a guest that went wrong; with its registers.
+casemate_exited crash_of(const kvm::Vcpu& vcpu, casemate_exit_reason reason, std::uint32_t code,
+                         std::uint64_t address = 0);
 
 /// Likewise, at an exit that is the same for every guest: of a vCPU that cannot go on.
-[[noreturn]] void report_stopped(const kvm::Vcpu& vcpu);
+casemate_exited stop_of(const kvm::Vcpu& vcpu);
+
+/// Says how the guest ended, and ends the process.
+[[noreturn]] void report_end(casemate_exited exited);
+
+/// Likewise, of a guest that went wrong.
+[[noreturn]] void report_crash(const kvm::Vcpu& vcpu, casemate_exit_reason reason,
+                               std::uint32_t code, std::uint64_t address = 0);
 
 } // namespace casemate::vmm

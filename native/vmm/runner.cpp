@@ -39,7 +39,7 @@ void Runner::handle_exit() {
   case KVM_EXIT_MMIO:
     report_crash(vcpu_, CASEMATE_EXIT_PROTOCOL, 0, state.mmio.phys_addr);
   default:
-    report_stopped(vcpu_);
+    report_end(stop_of(vcpu_));
   }
 }
 
@@ -70,8 +70,9 @@ void Runner::handle_hypercall(std::uint16_t port, std::uint32_t value) {
   }
   if (status == HypercallStatus::Exit) {
     casemate_exited exited{};
+    exited.reason = CASEMATE_EXIT_GUEST;
     exited.code = hypercalls_.exit_code();
-    report_end(exited, CASEMATE_EXIT_GUEST);
+    report_end(exited);
   }
   if (status == HypercallStatus::Violation) {
     report_crash(vcpu_, CASEMATE_EXIT_PROTOCOL, port);
@@ -80,12 +81,17 @@ void Runner::handle_hypercall(std::uint16_t port, std::uint32_t value) {
 
 void Runner::ring_doorbell() {
   doorbell_rung_ = true;
-  report_doorbell(timeline_, start_paused_);
+  timeline_.stamp(CASEMATE_STAMP_DOORBELL);
+  send_doorbell(timeline_);
+  if (start_paused_) {
+    stay_paused();
+  }
 }
 
 /// An exception handler reported. Which one, says its address; the rest is on its stack.
 void Runner::end_with_fault() {
   casemate_exited exited{};
+  exited.reason = CASEMATE_EXIT_FAULT;
   read_registers(vcpu_, exited);
   const std::uint64_t offset = exited.registers.rip - machine::handlers_address;
   if (offset >= sizeof(machine::SystemPage::handlers)) {
@@ -103,7 +109,7 @@ void Runner::end_with_fault() {
   exited.registers.rip = frame.rip;
   exited.registers.rsp = frame.rsp;
   exited.registers.rflags = frame.rflags;
-  report_end(exited, CASEMATE_EXIT_FAULT);
+  report_end(exited);
 }
 
 } // namespace casemate::vmm

@@ -75,25 +75,6 @@ void start_control_signal() {
   raised = true; // for what came before, and raised no signal
 }
 
-sys::SysError prepare_device_signals(bool has_console) {
-  if (auto error = handle(SIGALRM, interrupt); error || !has_console) {
-    return error;
-  }
-  const long self = sys::call(__NR_getpid);
-  return sys::check("fcntl", sys::call(__NR_fcntl, CASEMATE_FD_CONSOLE_IN, F_SETOWN, self));
-}
-
-void start_console_signal() {
-  sys::call(__NR_fcntl, CASEMATE_FD_CONSOLE_IN, F_SETFL, O_RDWR | FASYNC);
-}
-
-void raise_control_signal_in(std::uint32_t microseconds) {
-  const struct {
-    long interval_seconds, interval_microseconds, seconds, microseconds;
-  } once{0, 0, 0, microseconds};
-  sys::call(__NR_setitimer, 0 /* ITIMER_REAL */, &once, nullptr);
-}
-
 void interrupt_on_control(const kvm::Vcpu& vcpu) { interrupted = &vcpu; }
 
 bool take_control_signal() {

@@ -14,16 +14,6 @@ sys::SysError prepare_control_signal();
 /// thread. Not before the guest is to run: set-up is not to be interrupted. fcntl(2)
 void start_control_signal();
 
-/// For what is to be looked after while the guest runs: makes SIGALRM interrupt likewise, and
-/// with a console this process the one to get its SIGIO.
-sys::SysError prepare_device_signals(bool has_console);
-
-/// From here on SIGIO tells of input, too.
-void start_console_signal();
-
-/// Raises what take_control_signal() takes after so many microseconds, once. setitimer(2)
-void raise_control_signal_in(std::uint32_t microseconds);
-
 /// The vCPU whose KVM_RUN the signal is to end. There must not be another.
 void interrupt_on_control(const kvm::Vcpu& vcpu);
 

@@ -65,12 +65,14 @@ enum casemate_configure_flags {
   CASEMATE_CONFIGURE_PAUSED = 1u << 7        /* paused at the doorbell, until RESUME */
 };
 
+#define CASEMATE_MAX_VCPUS 32u
 #define CASEMATE_MAX_CPUID 256u
 #define CASEMATE_MAX_ARGUMENTS_SIZE 65536u
 #define CASEMATE_MAX_COMMAND_LINE 2048u /* with its NUL: what x86 kernels take */
 #define CASEMATE_MAX_MESSAGE (128u * 1024u)
 
-/* Followed by cpuid_count struct kvm_cpuid_entry2 (40 bytes each), then by
+/* Followed by cpuid_count struct kvm_cpuid_entry2 (40 bytes each), of the first vCPU: the
+ * others' differ in their APIC ids, which are their numbers. Then by
  * arguments_size bytes: argument_count strings, each NUL-terminated. */
 struct casemate_configure {
   struct casemate_command header;
@@ -79,7 +81,7 @@ struct casemate_configure {
   __u64 memory_size; /* bytes, a multiple of 2 MiB */
   __u32 flags;       /* enum casemate_configure_flags */
   __u32 format;      /* enum casemate_image_format */
-  __u32 vcpu_count;  /* 1 for bare-metal guests */
+  __u32 vcpu_count;  /* up to CASEMATE_MAX_VCPUS, 1 for bare-metal guests */
   __u32 cpl;         /* 3, or 0 on request and for Linux */
   __u32 cpuid_count;
   __u32 argument_count;
