@@ -56,10 +56,11 @@ std::uint32_t check_start(std::span<const std::byte> start) {
   return std::memcmp(start.data(), ELFMAG, SELFMAG) == 0 ? 0 : CASEMATE_IMAGE_NOT_X86_64;
 }
 
-bool is_code(std::span<const Elf64_Phdr> table, std::uint64_t address) {
-  return std::ranges::any_of(table, [&](const Elf64_Phdr& each) {
-    return each.p_type == PT_LOAD && (each.p_flags & PF_X) != 0 && address >= each.p_paddr &&
-           address - each.p_paddr < each.p_memsz;
+/// Not only in those marked as code: by physical addresses nothing is protected, and of
+/// newer kernels the code of the start lies in a segment of data.
+bool is_loaded(const Image& kernel, std::uint64_t address) {
+  return std::ranges::any_of(kernel.segments(), [&](const Segment& each) {
+    return address >= each.address && address - each.address < each.memory_size;
   });
 }
 
@@ -152,7 +153,7 @@ ImageError parse_kernel(int file, std::uint64_t file_size, BootProtocol protocol
       return error;
     }
   }
-  return {is_code(table, kernel.entry) ? 0u : std::uint32_t{CASEMATE_IMAGE_BAD_ENTRY}};
+  return {is_loaded(kernel, kernel.entry) ? 0u : std::uint32_t{CASEMATE_IMAGE_BAD_ENTRY}};
 }
 
 } // namespace casemate::machine

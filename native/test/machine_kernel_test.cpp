@@ -162,14 +162,15 @@ TEST("a kernel whose segments overlap is refused, whichever comes first") {
   CHECK_EQ(moved(data_address + 4096), code(CASEMATE_IMAGE_BAD_ENTRY));
 }
 
-TEST("a kernel is entered in its code, by a physical address") {
+TEST("a kernel is entered in a segment of any kind, by a physical address") {
   const auto entered = [](std::uint64_t entry) {
     return reason_of([&](Kernel& kernel) { kernel.header.e_entry = entry; });
   };
   CHECK_EQ(entered(code_address + 15), 0u);
   CHECK_EQ(entered(code_address + 16), code(CASEMATE_IMAGE_BAD_ENTRY));
   CHECK_EQ(entered(code_address - 1), code(CASEMATE_IMAGE_BAD_ENTRY));
-  CHECK_EQ(entered(data_address), code(CASEMATE_IMAGE_BAD_ENTRY));
+  CHECK_EQ(entered(data_address), 0u);
+  CHECK_EQ(entered(data_address + 4096), code(CASEMATE_IMAGE_BAD_ENTRY));
   CHECK_EQ(entered(virtual_base + code_address), code(CASEMATE_IMAGE_BAD_ENTRY));
 }
 
@@ -256,7 +257,7 @@ TEST("by PVH a kernel without its note is refused") {
            code(CASEMATE_IMAGE_NOT_PVH));
 }
 
-TEST("by PVH too a kernel is entered in its code") {
+TEST("by PVH too a kernel is entered in what is loaded of it") {
   Noted noted;
   noted.add(pvh_entry, "Xen", 8, code_address + 16);
   Image image;

@@ -180,7 +180,7 @@ enum casemate_image_error {
   CASEMATE_IMAGE_BAD_HEADER = 4,  /* header sizes, counts or offsets that cannot be */
   CASEMATE_IMAGE_BAD_SEGMENT = 5, /* a segment of impossible size, or that overlaps another */
   CASEMATE_IMAGE_OUTSIDE_RAM = 6, /* a segment outside the guest's memory, or below 2 MiB */
-  CASEMATE_IMAGE_BAD_ENTRY = 7,   /* entry point outside every executable segment */
+  CASEMATE_IMAGE_BAD_ENTRY = 7,   /* entry point outside every segment to run from */
   CASEMATE_IMAGE_EMPTY = 8,
   CASEMATE_IMAGE_INPUT_TOO_BIG = 9, /* image, input, arguments and stack do not fit into memory */
   CASEMATE_IMAGE_COMPRESSED = 10,   /* a bzImage, where a vmlinux is wanted */

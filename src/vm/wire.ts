@@ -59,7 +59,7 @@ const imageErrors = [
   'its headers are of sizes, counts or offsets that cannot be',
   'a segment is of impossible size or overlaps another',
   'a segment lies outside the memory of the guest, or below 2 MiB',
-  'its entry point lies outside every executable segment',
+  'its entry point lies outside every segment to run from',
   'it is empty',
   'image, input, arguments and stack do not fit into the memory of the guest',
   'it is a compressed kernel (bzImage), and the uncompressed one in it is wanted (vmlinux)',

@@ -1,5 +1,5 @@
-// The two disks of the rig, each made once for the same content: the root, of Debian packages, and the project,
-// which is the package as `npm pack` makes it with the compiled tests around it.
+// The three disks of the rig, each made once for the same content: the root, of Debian packages; kernels for guests of
+// tests; and the project, which is the package as `npm pack` makes it with the compiled tests around it.
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import {
@@ -18,7 +18,7 @@ import {
 } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import ts from 'typescript';
-import { inside, keyring, keyringPackage, mirror, release, tools } from './packages.js';
+import { busybox, inside, kernels, keyring, keyringPackage, mirror, modules, release, tools } from './packages.js';
 
 /** Absolute, for apt takes other paths for those below its root. */
 const cache = resolve('node_modules/.cache/casemate');
@@ -72,13 +72,14 @@ function cached(name, inputs, make) {
 }
 
 /**
- * Unpacks packages and all that they depend on, and runs none of their scripts; returns their file names. apt resolves
- * and verifies them with lists and a state of its own: the host's packages neither matter nor change, nor is root needed.
+ * Fetches packages of a suite with all that they depend on, and calls `use(archives)` with their paths. apt resolves and
+ * verifies them with lists and a state of its own: the host's packages neither matter nor change, nor is root needed.
  */
-function unpack(packages, folder) {
-  const work = `${folder}-apt`;
+function withPackages(packages, suite, work, use) {
   for (const path of ['lists/partial', 'cache/archives/partial']) mkdirSync(join(work, path), { recursive: true });
-  writeFileSync(join(work, 'sources'), `deb [signed-by=${keyring}] ${mirror} ${release} main\n`);
+  const suites = new Set([release, suite]);
+  const sources = [...suites].map((name) => `deb [signed-by=${keyring}] ${mirror} ${name} main\n`);
+  writeFileSync(join(work, 'sources'), sources.join(''));
   writeFileSync(join(work, 'status'), '');
   const settings = {
     'Dir::Etc::SourceList': join(work, 'sources'),
@@ -88,6 +89,7 @@ function unpack(packages, folder) {
     'Dir::Cache': join(work, 'cache'),
     'APT::Architecture': 'amd64',
     'APT::Architectures': 'amd64',
+    'APT::Default-Release': suite,
     'APT::Sandbox::User': '',
     'Acquire::Languages': 'none',
     'Acquire::Retries': '3',
@@ -97,19 +99,30 @@ function unpack(packages, folder) {
   const apt = ['-qq', ...Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`])];
   run('apt-get', [...apt, 'update']);
   run('apt-get', [...apt, '-y', '--download-only', '--no-install-recommends', 'install', ...packages]);
-
   const archives = join(work, 'cache/archives');
   const files = readdirSync(archives).filter((name) => name.endsWith('.deb'));
   // base-files has the links /bin, /lib and /sbin, through which others unpack.
   files.sort((left, right) => right.startsWith('base-files_') - left.startsWith('base-files_'));
-  const unneeded = ['doc', 'man', 'locale', 'info'].map((name) => `--exclude=./usr/share/${name}`);
-  mkdirSync(folder);
-  for (const name of files) {
-    const input = run('dpkg-deb', ['--fsys-tarfile', join(archives, name)], { encoding: 'buffer' });
-    run('tar', ['-x', '--no-same-owner', '-C', folder, ...unneeded], { input });
-  }
+  use(files.map((name) => join(archives, name)));
   rmSync(work, { recursive: true });
-  return files;
+}
+
+/** Unpacks a package, and runs none of its scripts. */
+function extract(archive, folder) {
+  const unneeded = ['doc', 'man', 'locale', 'info'].map((name) => `--exclude=./usr/share/${name}`);
+  const input = run('dpkg-deb', ['--fsys-tarfile', archive], { encoding: 'buffer' });
+  run('tar', ['-x', '--no-same-owner', '-C', folder, ...unneeded], { input });
+}
+
+/** Unpacks packages and all that they depend on; returns their file names. */
+function unpack(packages, folder) {
+  let names = [];
+  mkdirSync(folder);
+  withPackages(packages, release, `${folder}-apt`, (archives) => {
+    for (const archive of archives) extract(archive, folder);
+    names = archives.map((path) => basename(path));
+  });
+  return names;
 }
 
 /** What decides about everything that is made of packages. */
@@ -130,7 +143,7 @@ export function tool(path) {
 const runTool = (path, args, through = []) => {
   const { folder, command } = tool(path);
   const [first, ...rest] = [...through, ...command, ...args];
-  run(first, rest, { env: { ...process.env, MKE2FS_CONFIG: join(folder, 'etc/mke2fs.conf') } });
+  return run(first, rest, { env: { ...process.env, MKE2FS_CONFIG: join(folder, 'etc/mke2fs.conf') } });
 };
 
 /** An ext4 of a folder, which goes. It has no journal: what a rig writes to its disks is thrown away. */
@@ -160,9 +173,66 @@ export function rootImage() {
     writeFileSync(join(tree, 'etc/passwd'), users.map((user) => `${user}:/bin/bash\n`).join(''));
     writeFileSync(join(tree, 'etc/group'), 'root:x:0:\nkvm:x:104:user\nuser:x:1000:\nnogroup:x:65534:\n');
     mkdirSync(join(tree, 'casemate'));
+    mkdirSync(join(tree, 'kernels'));
     copyFileSync(new URL('start', import.meta.url), join(tree, 'start'));
     filesystem(tree, join(folder, 'disk'), 512);
     writeFileSync(join(folder, 'packages.txt'), `${packages.sort().join('\n')}\n`);
+  });
+}
+
+/** The program in a bzImage, as Debian compresses it; Documentation/arch/x86/boot.rst. */
+function unpackKernel(image, output) {
+  const bytes = readFileSync(image);
+  const start = (bytes[0x1f1] + 1) * 512 + bytes.readUInt32LE(0x248);
+  // Its last four bytes are its size when unpacked.
+  const payload = bytes.subarray(start, start + bytes.readUInt32LE(0x24c) - 4);
+  if (payload.readUInt32LE(0) !== 0xfd2fb528) throw new Error(`${image} is not compressed with zstd any more`);
+  writeFileSync(`${output}.zst`, payload);
+  runTool('usr/bin/zstd', ['-d', '-q', '--rm', '-o', output, `${output}.zst`]);
+}
+
+/** A kernel of the folder `tree` in all its forms, with the few of its modules that guests of tests load. */
+function layOutKernel(tree, version, folder) {
+  const from = join(tree, 'usr/lib/modules', version);
+  mkdirSync(join(folder, 'modules'), { recursive: true });
+  const [image] = [join(tree, `boot/vmlinuz-${version}`), join(from, 'vmlinuz')].filter(existsSync);
+  copyFileSync(image, join(folder, 'vmlinuz'));
+  unpackKernel(image, join(folder, 'vmlinux'));
+  runTool('usr/sbin/depmod', ['-b', tree, version]);
+  const files = Object.fromEntries(
+    modules.map((name) => {
+      const lines = runTool('usr/sbin/modprobe', ['-d', tree, '-S', version, '--show-depends', name]);
+      // "insmod <path>" in the order in which to load them, or "builtin <name>".
+      const paths = [...new Set([...lines.matchAll(/^insmod (\S+)/gm)].map(([, path]) => path))];
+      for (const path of paths) copyFileSync(path, join(folder, 'modules', basename(path)));
+      return [name, paths.map((path) => basename(path, '.xz'))];
+    }),
+  );
+  const packed = readdirSync(join(folder, 'modules')).map((name) => join(folder, 'modules', name));
+  runTool('usr/bin/xz', ['-d', ...packed]);
+  writeFileSync(join(folder, 'kernel.json'), JSON.stringify({ version, modules: files }, undefined, 2));
+}
+
+/** The kernels that tests boot; test/helpers/linux.ts says how they lie there. */
+export function kernelImage() {
+  return cached('rig-kernels', recipe, (folder) => {
+    const disk = join(folder, 'tree');
+    mkdirSync(disk);
+    for (const { name, image, suite } of kernels) {
+      const tree = join(folder, 'unpacked');
+      mkdirSync(join(tree, 'usr/lib'), { recursive: true });
+      symlinkSync('usr/lib', join(tree, 'lib'));
+      withPackages([image, busybox], suite, join(folder, 'apt'), (archives) => {
+        // A kernel's own packages have its version in their names: linux-image-6.12, linux-modules-7.3.
+        const wanted = archives.filter((path) => /^(linux-[a-z]+-\d|busybox)/.test(basename(path)));
+        for (const archive of wanted) extract(archive, tree);
+      });
+      const [version = ''] = readdirSync(join(tree, 'usr/lib/modules'));
+      layOutKernel(tree, version, join(disk, name));
+      copyFileSync(join(tree, 'usr/bin/busybox'), join(disk, 'busybox'));
+      rmSync(tree, { recursive: true });
+    }
+    filesystem(disk, join(folder, 'disk'), 512);
   });
 }
 

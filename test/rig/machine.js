@@ -14,7 +14,7 @@ import {
 } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
-import { projectImage, rootImage, tool } from './image.js';
+import { kernelImage, projectImage, rootImage, tool } from './image.js';
 
 /** Where the logs of the last run are, and what it left behind. */
 export const results = resolve('build/rig');
@@ -24,7 +24,7 @@ const silence = { boot: 60, suite: 300, results: 60, end: 30 };
 const patience = Number(process.env.CASEMATE_PATIENCE ?? 1);
 
 function commandLine(environment, more) {
-  const [root, project] = [rootImage(), projectImage()];
+  const [root, project, kernels] = [rootImage(), projectImage(), kernelImage()];
   const append = [
     ...['console=ttyS0', 'root=/dev/nvme0n1', 'rootwait', 'rw', 'init=/start', 'panic=-1'],
     // An emulated CPU has nothing to be mitigated, and is slow enough.
@@ -42,6 +42,7 @@ function commandLine(environment, more) {
     // Only one NVMe disk, for the kernel gives them their names in the order in which they answer.
     ['-drive', `${drive(root)},id=root`, '-device', 'nvme,drive=root,serial=root'],
     ['-drive', `${drive(project)},id=project`, '-device', 'virtio-blk,drive=project'],
+    ['-drive', `${drive(kernels)},id=kernels`, '-device', 'virtio-blk,drive=kernels'],
     ...more,
   ].flat();
 }

@@ -12,7 +12,7 @@ export const keyringPackage = 'debian-archive-keyring';
  * What makes and runs the machine on the host, unpacked in a folder of its own. Not the host's own: under QEMU 7.2, which
  * Debian 12 has, a kernel 6.12 died in some boots (2 of 8 with two processors); the traces point at its cmpxchg16b.
  */
-export const tools = ['base-files', 'e2fsprogs', 'kmod', 'qemu-system-x86', 'seabios'];
+export const tools = ['base-files', 'e2fsprogs', 'kmod', 'qemu-system-x86', 'seabios', 'xz-utils', 'zstd'];
 
 /** What the machine's root is unpacked from, with all that these depend on. */
 export const inside = [
@@ -36,3 +36,33 @@ export const inside = [
   'procps',
   'strace',
 ];
+
+/**
+ * Kernels for the guests of tests: a name, its package, and the suite that has it. Cloud kernels are small; generic ones
+ * are what desktops and servers boot, with more of their drivers as modules.
+ */
+export const kernels = [
+  { name: 'cloud', image: 'linux-image-cloud-amd64', suite: release },
+  { name: 'generic', image: 'linux-image-amd64', suite: release },
+  { name: 'cloud-backports', image: 'linux-image-cloud-amd64', suite: `${release}-backports` },
+  { name: 'generic-backports', image: 'linux-image-amd64', suite: `${release}-backports` },
+];
+
+/** What guests of tests load of them, each with all that it needs. */
+export const modules = [
+  'af_packet',
+  'erofs',
+  'ext4',
+  'pvpanic',
+  'pvpanic-mmio',
+  'virtio-rng',
+  'virtio_balloon',
+  'virtio_blk',
+  'virtio_console',
+  'virtio_mmio',
+  'virtio_net',
+  'vmw_vsock_virtio_transport',
+];
+
+/** The user space of guests of tests. */
+export const busybox = 'busybox-static';

@@ -1,0 +1,116 @@
+/**
+ * Real kernels for tests of Linux guests, and small initrds for them. They lie in the folder CASEMATE_TEST_KERNELS,
+ * which the rig has; test/rig/image.js makes it. In there:
+ *
+ *     busybox                 static
+ *     <name>/vmlinuz          the kernel as its distribution installs it
+ *     <name>/vmlinux          the same, unpacked
+ *     <name>/modules/*.ko     some of its modules, not compressed
+ *     <name>/kernel.json      { version, modules: { "virtio_net": ["failover.ko", ...] } }: what each takes, in the
+ *                             order in which to load it; nothing where it is built in
+ */
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { LaunchOptions, Vm } from 'casemate';
+import { cpio, type Entry } from 'casemate/image';
+import { has } from './index.js';
+import { patience } from './proc.js';
+
+/** One kernel: the paths of its forms, and what it takes to load each of its modules. */
+export interface TestKernel {
+  readonly name: string;
+  readonly version: string;
+  readonly vmlinuz: string;
+  readonly vmlinux: string;
+  readonly modules: Readonly<Record<string, readonly string[]>>;
+}
+
+const folder = process.env.CASEMATE_TEST_KERNELS ?? '';
+
+/** Every kernel that there is to be booted; of none, where there are none, so that tests can be declared and skipped. */
+export const testKernels: readonly TestKernel[] = has('kernels')
+  ? readdirSync(folder, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory() && entry.name !== 'lost+found')
+      .map(({ name }) => readKernel(name))
+  : [{ name: 'any kernel', version: '', vmlinuz: '', vmlinux: '', modules: {} }];
+
+function readKernel(name: string): TestKernel {
+  const { version, modules } = JSON.parse(readFileSync(join(folder, name, 'kernel.json'), 'utf8')) as Pick<
+    TestKernel,
+    'version' | 'modules'
+  >;
+  return { name, version, vmlinuz: join(folder, name, 'vmlinuz'), vmlinux: join(folder, name, 'vmlinux'), modules };
+}
+
+/** The one for tests that are not about kernels: the smallest. */
+export const testKernel = (testKernels.find(({ name }) => name === 'cloud') ?? testKernels[0]) as TestKernel;
+
+/** What is in an initrd of {@link initrd}. */
+export interface InitrdOptions {
+  /** Loaded before anything else, with what they need. */
+  readonly modules?: readonly string[];
+  /** What else is in there; {@link program} makes one of a program. */
+  readonly files?: readonly Entry[];
+}
+
+/** An executable file. */
+export function program(path: string, contents: Uint8Array | string): Entry {
+  return { type: 'file', path, mode: 0o755, contents };
+}
+
+/**
+ * An initrd whose init mounts /proc, /sys and /dev, has the console for its streams, loads modules, runs these lines of
+ * shell, and powers off. All of busybox's commands can be called by their names.
+ */
+export function initrd(kernel: TestKernel, script: string, { modules = [], files = [] }: InitrdOptions = {}): Buffer {
+  const needed = new Set(
+    modules.flatMap((name) => {
+      const found = kernel.modules[name];
+      if (found === undefined) throw new Error(`${kernel.name} came without the module ${name}: test/rig/packages.js`);
+      return found;
+    }),
+  );
+  const drivers = [...needed].map((file) =>
+    program(`modules/${file}`, readFileSync(join(folder, kernel.name, 'modules', file))),
+  );
+  // Of busybox the shell finds every command, once it finds itself in /proc.
+  const init = `#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+exec </dev/console >/dev/console 2>&1
+${[...needed].map((file) => `insmod /modules/${file}\n`).join('')}${script}
+poweroff -f
+`;
+  const busybox = program('bin/busybox', readFileSync(join(folder, 'busybox')));
+  return cpio([busybox, ...drivers, ...files, program('init', init)]);
+}
+
+/**
+ * What launches a kernel that runs these lines of shell and powers off; `options` go into it. With {@link run} a test is
+ * one line: `const { output, exit } = await run(linux('dmesg', { modules: ['virtio_blk'] }))`.
+ */
+export function linux(
+  script: string,
+  { on = testKernel, modules = [], files = [], ...options }: LaunchOptions & InitrdOptions & { on?: TestKernel } = {},
+): LaunchOptions {
+  return {
+    kernel: on.vmlinux,
+    initrd: initrd(on, script, { modules, files }),
+    startTimeoutMs: 60_000 * patience,
+    timeoutMs: 120_000 * patience,
+    ...options,
+  };
+}
+
+/** Reads a guest's console until it has said this; returns all that it has said. */
+export async function says(vm: Vm, words: string): Promise<string> {
+  let said = '';
+  for await (const chunk of vm.console.iterator({ destroyOnReturn: false })) {
+    said += chunk;
+    if (said.includes(words)) return said;
+  }
+  throw new Error(`It ended without saying "${words}": ${said}`);
+}
