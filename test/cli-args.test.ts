@@ -60,8 +60,20 @@ test('every option of run is understood', (t) => {
 });
 
 test('run takes a kernel with its initrd and command line instead of a guest', (t) => {
-  const argv = ['run', '--kernel', 'vmlinux', '--initrd', 'initrd.img', '--cmdline', 'quiet ro', '-m', '512'];
-  const expected = { ...plain, kernel: 'vmlinux', initrd: 'initrd.img', cmdline: 'quiet ro', memoryMib: 512 };
+  const argv = [
+    'run',
+    '--kernel',
+    'vmlinux',
+    '--initrd',
+    'initrd.img',
+    '--cmdline',
+    'quiet ro',
+    '-m',
+    '512',
+    '--vcpus',
+    '4',
+  ];
+  const expected = { ...plain, kernel: 'vmlinux', initrd: 'initrd.img', cmdline: 'quiet ro', memoryMib: 512, vcpus: 4 };
   t.deepEqual(parseCommand(argv), expected);
   t.deepEqual(parseCommand(['run', '-k', 'vmlinux']), { ...plain, kernel: 'vmlinux' });
   t.throws(() => parseCommand(['run', '-k', 'vmlinux', 'guest']), unusable);

@@ -25,7 +25,8 @@ constexpr unsigned socket = 0140000;
 [[noreturn]] void refuse(int error) { fail(CASEMATE_SETUP_CONFIGURE, {"recvmsg", error}); }
 
 std::size_t receive(ConfigurationMessage& message) {
-  sys::IoVector vectors[] = {{&message.head, sizeof message.head}, {message.rest, sizeof message.rest}};
+  sys::IoVector vectors[] = {{&message.head, sizeof message.head},
+                             {message.rest, sizeof message.rest}};
   sys::MessageHeader header{};
   header.vectors = vectors;
   header.vector_count = 2;

@@ -31,6 +31,7 @@ export interface RunOptions {
   /** The guest's own arguments. */
   readonly args: readonly string[];
   readonly memoryMib?: number;
+  readonly vcpus?: number;
   readonly cpl?: 0 | 3;
   /** Path of the file that the guest finds in its memory. */
   readonly input?: string;
@@ -57,6 +58,7 @@ const RUN_OPTIONS = {
   initrd: { type: 'string' },
   cmdline: { type: 'string' },
   memory: { type: 'string', short: 'm' },
+  vcpus: { type: 'string' },
   cpl: { type: 'string' },
   input: { type: 'string', short: 'i' },
   timeout: { type: 'string', short: 't' },
@@ -134,6 +136,7 @@ function parseRun(argv: readonly string[]): Command {
     ...(values.initrd !== undefined && { initrd: values.initrd }),
     ...(values.cmdline !== undefined && { cmdline: values.cmdline }),
     ...(values.memory !== undefined && { memoryMib: wholeNumber('run', '--memory', values.memory) }),
+    ...(values.vcpus !== undefined && { vcpus: wholeNumber('run', '--vcpus', values.vcpus) }),
     ...(values.cpl !== undefined && { cpl: privilegeLevel(values.cpl) }),
     ...(values.input !== undefined && { input: values.input }),
     ...(values.timeout !== undefined && { timeoutMs: wholeNumber('run', '--timeout', values.timeout) }),

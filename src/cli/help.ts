@@ -37,6 +37,7 @@ Options:
       --initrd FILE  its initial RAM file system
       --cmdline TEXT its whole command line (default: console=ttyS0 quiet panic=-1 pci=off)
   -m, --memory MIB   memory of the VM in MiB, an even number (default: 16, with --kernel 256)
+      --vcpus N      vCPUs of a Linux (default: 1)
   -i, --input FILE   a file that the guest finds in its memory
   -t, --timeout MS   end the VM after so many milliseconds
       --cpl 0|3      privilege level at which the guest runs (default: 3, native on every kind of KVM)

@@ -41,7 +41,7 @@ async function runGuest(options: RunOptions, signal: AbortSignal): Promise<numbe
 }
 
 function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions {
-  const { guest, kernel, initrd, cmdline, args, memoryMib, cpl, input, timeoutMs } = options;
+  const { guest, kernel, initrd, cmdline, args, memoryMib, vcpus, cpl, input, timeoutMs } = options;
   return {
     ...(kernel === undefined && { args: [...args] }),
     signal,
@@ -51,6 +51,7 @@ function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions 
     ...(initrd !== undefined && { initrd }),
     ...(cmdline !== undefined && { cmdline }),
     ...(memoryMib !== undefined && { memoryMib }),
+    ...(vcpus !== undefined && { vcpus }),
     ...(cpl !== undefined && { cpl }),
     ...(input !== undefined && { input }),
     ...(timeoutMs !== undefined && { timeoutMs }),

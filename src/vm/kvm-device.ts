@@ -1,6 +1,6 @@
 import { constants, fstatSync, openSync } from 'node:fs';
 import { CasemateError, isSystemError, type SystemErrorCause, wrapSystemError } from '../errors.js';
-import { decodeCpuid, encodeCpuid, guestCpuid } from '../kvm/cpuid.js';
+import { type CpuidEntry, decodeCpuid, encodeCpuid, guestCpuid } from '../kvm/cpuid.js';
 import { native } from '../native.js';
 
 const path = '/dev/kvm';
@@ -58,27 +58,43 @@ export function kvmOpenError(cause: SystemErrorCause): CasemateError {
   });
 }
 
-/** What a monitor is told of its guest's one vCPU, so that it need not ask KVM. */
+/** What a monitor is told of its guest's vCPUs, so that it need not ask KVM. */
 export interface VcpuFacts {
-  /** struct kvm_cpuid_entry2[]. */
+  /** struct kvm_cpuid_entry2[], of the first one. */
   readonly cpuid: Uint8Array;
-  /** Of its mapping, in bytes. */
+  /** Of the mapping of each, in bytes. */
   readonly runSize: number;
 }
 
-let facts: VcpuFacts | undefined;
+/** What KVM says, whatever the guest. */
+interface KvmFacts {
+  readonly supported: readonly CpuidEntry[];
+  readonly runSize: number;
+}
+
+let kvmFacts: KvmFacts | undefined;
+
+/** By the number of vCPUs. */
+const facts = new Map<number, VcpuFacts>();
 
 /** Asked once: the CPUID table alone takes KVM 350 µs. */
-export function vcpuFacts(kvm: number): VcpuFacts {
-  facts ??= askFacts(kvm);
-  return facts;
+export function vcpuFacts(kvm: number, vcpus: number): VcpuFacts {
+  let known = facts.get(vcpus);
+  if (known === undefined) {
+    kvmFacts ??= askKvm(kvm);
+    const { supported, runSize } = kvmFacts;
+    // Without the head of struct kvm_cpuid2: the configuration has its own count.
+    known = { cpuid: encodeCpuid(guestCpuid(supported, { vcpu: 0, vcpus })).subarray(8), runSize };
+    facts.set(vcpus, known);
+  }
+  return known;
 }
 
 /** KVM_CAP_SYNC_REGS: general and system registers come with KVM_RUN (Linux 4.17). */
 const syncRegs = 74;
 const neededRegs = 0b11;
 
-function askFacts(kvm: number): VcpuFacts {
+function askKvm(kvm: number): KvmFacts {
   // Also the first things that a /dev/kvm without KVM behind it cannot answer.
   const answer = wrapSystemError(
     'ERR_CASEMATE_KVM_UNAVAILABLE',
@@ -95,7 +111,5 @@ function askFacts(kvm: number): VcpuFacts {
       remedy: 'Use Linux 4.17 or newer.',
     });
   }
-  const supported = decodeCpuid(answer.cpuid);
-  // Without the head of struct kvm_cpuid2: the configuration has its own count.
-  return { cpuid: encodeCpuid(guestCpuid(supported, { vcpu: 0, vcpus: 1 })).subarray(8), runSize: answer.runSize };
+  return { supported: decodeCpuid(answer.cpuid), runSize: answer.runSize };
 }

@@ -74,8 +74,9 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
       memorySize: options.memoryMib * 1024 * 1024,
       flags: configurationFlags(options),
       format: options.format,
+      vcpus: options.vcpus,
       cpl: options.cpl,
-      ...vcpuFacts(kvm),
+      ...vcpuFacts(kvm, options.vcpus),
       args: options.args,
     });
     launching = runLaunch({
@@ -316,7 +317,7 @@ function planFor({ jail, console, input }: ParsedOptions): LaunchPlan {
 export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   const parsed = parseOptions(options);
   checkLayers(parsed.jail);
-  vcpuFacts(kvmDevice(parsed.kvmFd));
+  vcpuFacts(kvmDevice(parsed.kvmFd), parsed.vcpus);
   planFor(parsed);
   devNull();
   if (parsed.guest === undefined) builtInGuest();

@@ -35,6 +35,8 @@ export interface LaunchOptions {
   input?: FileSource;
   /** Memory of the guest in MiB, even, 8 to 65536. Default 16, with `kernel` 256. */
   memoryMib?: number;
+  /** How many vCPUs `kernel` has, 1 to 32. Default 1. Each is a thread of the monitor. */
+  vcpus?: number;
   /** Privilege level that the guest runs at: 3, native on every kind of KVM (the default), or 0. */
   cpl?: 0 | 3;
   /** `'pipe'` (the default): {@link Vm.console} must be read, or a guest that writes will wait. `'ignore'`: none. */
@@ -68,6 +70,7 @@ export interface ParsedOptions {
   /** Of a Linux guest its initrd. */
   readonly input: FileSource | undefined;
   readonly memoryMib: number;
+  readonly vcpus: number;
   readonly cpl: 0 | 3;
   readonly console: boolean;
   readonly jail: Jail;
@@ -88,6 +91,7 @@ const known = [
   'args',
   'input',
   'memoryMib',
+  'vcpus',
   'cpl',
   'console',
   'jail',
@@ -106,7 +110,7 @@ const defaultCmdline = 'console=ttyS0 quiet panic=-1 pci=off';
 
 /** Options that only bare-metal guests have, and those that only Linux guests have. */
 const bareMetalOnly = ['guest', 'format', 'args', 'input', 'cpl', 'name'] as const;
-const linuxOnly = ['initrd', 'cmdline', 'bootProtocol'] as const;
+const linuxOnly = ['initrd', 'cmdline', 'bootProtocol', 'vcpus'] as const;
 
 /** Refuses bad options before anything is created. */
 export function parseOptions(options: unknown): ParsedOptions {
@@ -138,7 +142,7 @@ export function parseOptions(options: unknown): ParsedOptions {
   };
 }
 
-type GuestOptions = Pick<ParsedOptions, 'guest' | 'format' | 'args' | 'input' | 'cpl'>;
+type GuestOptions = Pick<ParsedOptions, 'guest' | 'format' | 'args' | 'input' | 'vcpus' | 'cpl'>;
 
 function parseBareMetal(given: Record<string, unknown>): GuestOptions {
   refuse(given, linuxOnly, 'without options.kernel');
@@ -150,13 +154,14 @@ function parseBareMetal(given: Record<string, unknown>): GuestOptions {
     format: oneOf('options.format', format, ['auto', 'elf', 'flat']),
     args: [argv0, ...parseArgs(args, argv0)],
     input: input === undefined ? undefined : parseFile('options.input', input),
+    vcpus: 1,
     cpl,
   };
 }
 
 function parseLinux(given: Record<string, unknown>): GuestOptions {
   refuse(given, bareMetalOnly, 'with options.kernel');
-  const { kernel, initrd, cmdline = defaultCmdline, bootProtocol = 'linux' } = given;
+  const { kernel, initrd, cmdline = defaultCmdline, bootProtocol = 'linux', vcpus = 1 } = given;
   const line = string('options.cmdline', cmdline);
   const most = wire.maxCommandLine - 1;
   if (Buffer.byteLength(line) > most) {
@@ -167,6 +172,7 @@ function parseLinux(given: Record<string, unknown>): GuestOptions {
     format: oneOf('options.bootProtocol', bootProtocol, ['linux', 'pvh']),
     args: [line],
     input: initrd === undefined ? undefined : parseFile('options.initrd', initrd),
+    vcpus: integer('options.vcpus', vcpus, 1, wire.maxVcpus),
     cpl: 0,
   };
 }

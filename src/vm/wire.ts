@@ -22,6 +22,7 @@ export const wire = {
   },
   configureSize: 56,
   cpuidEntrySize: 40,
+  maxVcpus: 32,
   maxCpuid: 256,
   maxArgumentsSize: 65536,
   maxCommandLine: 2048,
@@ -102,6 +103,7 @@ export interface Configuration {
   memorySize: number;
   flags: number;
   format: keyof typeof wire.formats;
+  vcpus: number;
   cpl: 0 | 3;
   /** struct kvm_cpuid_entry2[]. */
   cpuid: Uint8Array;
@@ -128,7 +130,7 @@ export function encodeConfiguration(configuration: Configuration): Uint8Array {
   words[5] = Math.floor(configuration.memorySize / 2 ** 32);
   words[6] = configuration.flags;
   words[7] = wire.formats[configuration.format];
-  words[8] = 1;
+  words[8] = configuration.vcpus;
   words[9] = configuration.cpl;
   words[10] = cpuid.length / wire.cpuidEntrySize;
   words[11] = args.length;

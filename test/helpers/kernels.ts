@@ -60,6 +60,42 @@ export const printString = 'baf8030000 ac ee 84c0 75fa';
  */
 export const echo = 'bafd030000 ec a801 74f6 83ea05 ec ee 3c2e 75ed';
 
+/** Little-endian, of 32 bits. */
+const word = (value: number): string => {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32LE(value);
+  return bytes.toString('hex');
+};
+
+/** mov $register, %ecx; xor %edx, %edx; mov $value, %eax; wrmsr */
+const writeMsr = (register: number, value: number): string => `b9${word(register)} 31d2 b8${word(value)} 0f30`;
+
+/** movb $byte, address, for each byte. */
+const store = (address: number, bytes: Buffer): string =>
+  [...bytes].map((byte, i) => `c60425${word(address + i)}${byte.toString(16).padStart(2, '0')}`).join('');
+
+/** Where the other processors start, and where they are counted. */
+const startPage = 0x8000;
+const counter = 0x8800;
+
+/**
+ * Starts all other processors, by INIT and a start-up message to everybody else through the x2APIC. Each does `code`, of
+ * 16 bits, and is counted; see {@link awaitOthers}.
+ */
+export const startOthers = (code: string): string =>
+  // lock incb counter; then hlt, again and again
+  store(startPage, Buffer.from(`${code} f0fe060088 f4ebfd`.replaceAll(' ', ''), 'hex')) +
+  writeMsr(0x1b, 0xfee00d00) +
+  writeMsr(0x830, 0xc4500) +
+  writeMsr(0x830, 0xc4600 | (startPage >> 12));
+
+/** again: pause; cmpb $count, counter; jne again */
+export const awaitOthers = (count: number): string =>
+  `f390 803c25${word(counter)}${count.toString(16).padStart(2, '0')} 75f4`;
+
+/** mov $1, %eax; cpuid; shr $24, %ebx; mov %bl, %al; add $'0', %al; mov $serial, %dx; out %al, (%dx), of 16 bits. */
+export const printApicId = '66b801000000 0fa2 66c1eb18 88d8 0430 baf803 ee';
+
 /** mov $port, %edx; in (%dx), %al; mov $serial, %edx; out %al, (%dx): prints what a port reads as. */
 export const printPort = (port: number): string =>
   `ba${Buffer.from([port & 0xff, port >> 8, 0, 0]).toString('hex')} ec baf8030000 ee`;

@@ -371,6 +371,7 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   const sizes = Object.keys(wire.sizes).map((name) => [name, c(`sizeof casemate_${name}`)]);
   t.deepEqual<object, object>(wire.sizes, Object.fromEntries(sizes));
   t.is<number, number>(wire.configureSize, c('sizeof casemate_configure'));
+  t.is<number, number>(wire.maxVcpus, c('CASEMATE_MAX_VCPUS'));
   t.is<number, number>(wire.maxCpuid, c('CASEMATE_MAX_CPUID'));
   t.is<number, number>(wire.maxArgumentsSize, c('CASEMATE_MAX_ARGUMENTS_SIZE'));
   t.is<number, number>(wire.maxCommandLine, c('CASEMATE_MAX_COMMAND_LINE'));
@@ -400,7 +401,7 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
 withCompiler('a configuration is struct casemate_configure', (t) => {
   const cpuid = Uint8Array.from({ length: 80 }, (_, i) => i);
   const args = ['guest', 'ü'];
-  const numbers = { memorySize: 0x1_0020_0000, flags: 21, cpl: 3, runSize: 12288 } as const;
+  const numbers = { memorySize: 0x1_0020_0000, flags: 21, vcpus: 5, cpl: 3, runSize: 12288 } as const;
   const encoded = encodeConfiguration({ ...numbers, format: 'flat', cpuid, args });
   const bytes = Buffer.from(encoded);
   const u32 = (field: string) => bytes.readUInt32LE(c(field));
@@ -411,7 +412,7 @@ withCompiler('a configuration is struct casemate_configure', (t) => {
   t.is(bytes.readBigUInt64LE(c('casemate_configure.memory_size')), 0x1_0020_0000n);
   t.is(u32('casemate_configure.flags'), 21);
   t.is(u32('casemate_configure.format'), c('CASEMATE_IMAGE_FLAT'));
-  t.is(u32('casemate_configure.vcpu_count'), 1);
+  t.is(u32('casemate_configure.vcpu_count'), 5);
   t.is(u32('casemate_configure.cpl'), 3);
   t.is(u32('casemate_configure.cpuid_count'), 2);
   t.is(u32('casemate_configure.argument_count'), 2);

@@ -8,6 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type LaunchOptions, launch } from 'casemate';
 import { requires } from '../helpers/index.js';
 import {
+  awaitOthers,
   echo,
   follow,
   kernel,
@@ -15,8 +16,10 @@ import {
   out,
   powerOff,
   print,
+  printApicId,
   printPort,
   printString,
+  startOthers,
   tripleFault,
 } from '../helpers/kernels.js';
 import { refused, run } from '../helpers/vm.js';
@@ -51,6 +54,16 @@ test('a triple fault is told apart', async (t) => {
   t.is(output, 'x');
   t.is(exit.reason, 'shutdown');
 });
+
+for (const vcpus of [2, 9, 32]) {
+  test(`a kernel starts ${vcpus} processors, each of them with an id of its own`, async (t) => {
+    const code = kernel(startOthers(printApicId), awaitOthers(vcpus - 1), powerOff);
+    const { output, exit } = await run({ kernel: code, vcpus });
+    t.deepEqual(exit, { reason: 'poweroff' });
+    const ids = Array.from({ length: vcpus - 1 }, (_, i) => String.fromCharCode('0'.charCodeAt(0) + i + 1));
+    t.deepEqual([...output].sort(), ids);
+  });
+}
 
 test('a kernel finds its command line, of 2047 bytes too', async (t) => {
   for (const cmdline of ['root=/dev/vda quiet', '', 'x'.repeat(2047)]) {
@@ -185,6 +198,10 @@ const senseless: readonly (readonly [step: string, options: LaunchOptions])[] = 
   ['options.bootProtocol', { bootProtocol: 'pvh' }],
   ['options.bootProtocol', { kernel: 'k', bootProtocol: 'multiboot' as never }],
   ['options.cmdline', { cmdline: 'quiet' }],
+  ['options.vcpus', { vcpus: 2 }],
+  ['options.vcpus', { kernel: 'k', vcpus: 0 }],
+  ['options.vcpus', { kernel: 'k', vcpus: 33 }],
+  ['options.vcpus', { kernel: 'k', vcpus: 1.5 }],
   ['options.kernel', { kernel: '' }],
   ['options.initrd', { kernel: 'k', initrd: 7 as never }],
   ['options.cmdline', { kernel: 'k', cmdline: 'x'.repeat(2048) }],
