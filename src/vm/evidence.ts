@@ -103,9 +103,12 @@ function read(pid: number, request: EvidenceRequest): Evidence {
   };
 }
 
+const fieldOf = (line: string): [string, string] => line.split(':\t') as [string, string];
+
 class Reader {
   readonly #pid: number;
   readonly #request: EvidenceRequest;
+  #threads: ReadonlyMap<string, string>[] | undefined;
 
   constructor(pid: number, request: EvidenceRequest) {
     this.#pid = pid;
@@ -130,13 +133,15 @@ class Reader {
     return readFileSync(`/proc/${this.#pid}/${name}`, 'utf8');
   }
 
-  /** The fields of /proc/pid/status; proc_pid_status(5). */
-  #status(task = ''): ReadonlyMap<string, string> {
-    return new Map(
-      this.#read(`${task}status`)
-        .split('\n')
-        .map((line) => line.split(':\t') as [string, string]),
+  /**
+   * A field of each thread's /proc/pid/task/tid/status, each value once: credentials, capabilities and filters belong to
+   * a thread, not to its process. proc_pid_status(5)
+   */
+  #status(field: string): string[] {
+    this.#threads ??= readdirSync(`/proc/${this.#pid}/task`).map(
+      (task) => new Map(this.#read(`task/${task}/status`).split('\n').map(fieldOf)),
     );
+    return [...new Set(this.#threads.map((thread) => thread.get(field) ?? '?'))];
   }
 
   namespace(layer: LayerName, kind: NamespaceKind): EvidenceLayer {
@@ -181,25 +186,27 @@ class Reader {
     const wanted = this.#required('userNamespace');
     const asked = wanted ? (rootless ? `the caller's user id ${userId}` : `user id ${userId}, its own`) : 'off';
     return this.#layer('ids', asked, () => {
-      const status = this.#status();
-      const uid = status.get('Uid') ?? '';
-      const gid = status.get('Gid') ?? '';
-      const groups = (status.get('Groups') ?? '').trim();
-      const alone = uid === Array(4).fill(userId).join('\t') && (rootless || groups === '');
-      return {
-        observed: `uid ${uid.split('\t')[0]}, gid ${gid.split('\t')[0]}, groups [${groups}]`,
-        ok: !wanted || alone,
-      };
+      const uids = this.#status('Uid');
+      const gids = this.#status('Gid').map((gid) => gid.split('\t')[0]);
+      const groups = this.#status('Groups').map((list) => list.trim());
+      const alone =
+        uids.every((uid) => uid === Array(4).fill(userId).join('\t')) &&
+        (rootless || groups.every((list) => list === ''));
+      const ids = uids.map((uid) => uid.split('\t')[0]);
+      return { observed: `uid ${ids}, gid ${gids}, groups [${groups}]`, ok: !wanted || alone };
     });
   }
 
   capabilities(): EvidenceLayer {
     const wanted = this.#required('capabilities');
     return this.#layer('capabilities', wanted ? 'none, bounding set empty' : 'off', () => {
-      const status = this.#status();
-      const sets = ['CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb'].map((name) => [name, status.get(name) ?? '?']);
-      const filled = sets.filter(([, value]) => !/^0+$/.test(value ?? ''));
-      const observed = filled.length === 0 ? 'every set is 0' : filled.map((set) => set.join(' ')).join(', ');
+      const sets = ['CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb'] as const;
+      const filled = sets.flatMap((name) =>
+        this.#status(name)
+          .filter((value) => !/^0+$/.test(value))
+          .map((value) => `${name} ${value}`),
+      );
+      const observed = filled.length === 0 ? 'every set is 0' : filled.join(', ');
       return { observed, ok: !wanted || filled.length === 0 };
     });
   }
@@ -207,8 +214,8 @@ class Reader {
   noNewPrivs(): EvidenceLayer {
     const wanted = this.#required('noNewPrivs');
     return this.#layer('noNewPrivs', wanted ? 'set' : 'off', () => {
-      const value = this.#status().get('NoNewPrivs');
-      return { observed: value === '1' ? 'set' : 'not set', ok: !wanted || value === '1' };
+      const set = this.#status('NoNewPrivs').every((value) => value === '1');
+      return { observed: set ? 'set' : 'not set', ok: !wanted || set };
     });
   }
 
@@ -216,13 +223,10 @@ class Reader {
   seccomp(): EvidenceLayer {
     const wanted = this.#required('seccomp');
     return this.#layer('seccomp', wanted ? 'a filter in every thread' : 'off', () => {
-      const tasks = readdirSync(`/proc/${this.#pid}/task`).map((task) => {
-        const status = this.#status(`task/${task}/`);
-        return { mode: status.get('Seccomp'), filters: status.get('Seccomp_filters') ?? '?' };
-      });
-      const filtered = tasks.every(({ mode }) => mode === '2');
-      const counts = tasks.map(({ filters }) => filters).join(', ');
-      const observed = filtered ? `${tasks.length} threads filtered (${counts} filters)` : 'a thread without a filter';
+      const filtered = this.#status('Seccomp').every((mode) => mode === '2');
+      const counts = this.#status('Seccomp_filters').join(' or ');
+      const threads = this.#threads?.length;
+      const observed = filtered ? `${threads} threads filtered (${counts} filters each)` : 'a thread without a filter';
       return { observed, ok: !wanted || filtered };
     });
   }
@@ -294,7 +298,9 @@ class Reader {
       return { layer: 'selinux', asked: 'off', observed: 'off', ok: true, source: 'launch' };
     }
     return this.#layer('selinux', wanted, () => {
-      const observed = this.#read('attr/current').replace(/[\0\n]+$/, '');
+      const tasks = readdirSync(`/proc/${this.#pid}/task`);
+      const labels = tasks.map((task) => this.#read(`task/${task}/attr/current`).replace(/[\0\n]+$/, ''));
+      const observed = [...new Set(labels)].join(', ');
       return { observed, ok: observed === wanted };
     });
   }

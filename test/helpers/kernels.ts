@@ -93,6 +93,9 @@ export const startOthers = (code: string): string =>
 export const awaitOthers = (count: number): string =>
   `f390 803c25${word(counter)}${count.toString(16).padStart(2, '0')} 75f4`;
 
+/** mov $serial, %edx; mov $'x', %al; again: out %al, (%dx); jmp again */
+export const flood = 'baf8030000 b078 ee ebfd';
+
 /** mov $1, %eax; cpuid; shr $24, %ebx; mov %bl, %al; add $'0', %al; mov $serial, %dx; out %al, (%dx), of 16 bits. */
 export const printApicId = '66b801000000 0fa2 66c1eb18 88d8 0430 baf803 ee';
 

@@ -26,6 +26,14 @@ export function statusOf(pid: Pid, task = ''): Readonly<Record<string, string>> 
   return Object.fromEntries(lines.map((line) => line.split(/:\s*/, 2)));
 }
 
+/** The state of each of its threads, `R` for one that runs, `S` for one that sleeps; proc_pid_stat(5). */
+export function threadStatesOf(pid: Pid): string[] {
+  return readdirSync(`/proc/${pid}/task`).map((task) => {
+    const stat = readProc(pid, `task/${task}/stat`);
+    return stat.slice(stat.lastIndexOf(')') + 2)[0] as string;
+  });
+}
+
 /** Its namespaces, `net:[4026531840]` by kind. */
 export function namespacesOf(pid: Pid): Readonly<Record<(typeof namespaceKinds)[number], string>> {
   return Object.fromEntries(namespaceKinds.map((kind) => [kind, readlinkSync(`/proc/${pid}/ns/${kind}`)])) as never;

@@ -10,6 +10,7 @@ import { requires } from '../helpers/index.js';
 import {
   awaitOthers,
   echo,
+  flood,
   follow,
   kernel,
   loop,
@@ -22,6 +23,7 @@ import {
   startOthers,
   tripleFault,
 } from '../helpers/kernels.js';
+import { threadStatesOf, within } from '../helpers/proc.js';
 import { refused, run } from '../helpers/vm.js';
 
 const test = requires('kvm');
@@ -64,6 +66,45 @@ for (const vcpus of [2, 9, 32]) {
     t.deepEqual([...output].sort(), ids);
   });
 }
+
+test('a processor that cannot go on ends the machine, whichever it is', async (t) => {
+  // lidt of six zeroes at 0x8900; ud2
+  const { exit } = await run({ kernel: kernel(print('x'), startOthers('0f011e0089 0f0b'), loop), vcpus: 3 });
+  // Where KVM emulates real mode instead of running it, it gives up at such a fault.
+  t.regex(exit.reason, /^(shutdown|internal-error)$/);
+});
+
+test('any processor can switch the machine off, and only the first to do so counts', async (t) => {
+  // mov $0x600, %dx; mov $0x34, %al; out %al, (%dx): by all at once
+  const { output, exit } = await run({ kernel: kernel(print('x'), startOthers('ba0006 b034 ee'), loop), vcpus: 8 });
+  t.is(output, 'x');
+  t.deepEqual(exit, { reason: 'poweroff' });
+});
+
+test('all processors stand still once a pause is answered, and run on after it', async (t) => {
+  // jmp to itself
+  await using vm = await launch({ kernel: kernel(print('>'), startOthers('ebfe'), loop), vcpus: 4 });
+  const running = () => threadStatesOf(vm.pid).filter((state) => state === 'R').length;
+  for (let round = 0; round < 5; round += 1) {
+    t.true(await within(20_000, () => running() > 0));
+    await vm.pause();
+    t.true(await within(20_000, () => running() === 0));
+    await vm.resume();
+  }
+});
+
+test('a console that nobody reads stops who writes to it, and neither the others nor the machine', async (t) => {
+  // The first one writes without end; the second is in an endless loop.
+  await using vm = await launch({ kernel: kernel(startOthers('ebfe'), flood), vcpus: 2 });
+  const running = () => threadStatesOf(vm.pid).filter((state) => state === 'R').length;
+  t.true(await within(20_000, () => running() === 1));
+  await vm.pause();
+  t.true(await within(20_000, () => running() === 0));
+  await vm.resume();
+  t.true(await within(20_000, () => running() === 1));
+  vm.console.resume();
+  t.true(await within(20_000, () => running() === 2));
+});
 
 test('a kernel finds its command line, of 2047 bytes too', async (t) => {
   for (const cmdline of ['root=/dev/vda quiet', '', 'x'.repeat(2047)]) {
@@ -122,10 +163,11 @@ test('a Linux guest starts paused at its first access to a device, and can be pa
   t.is(await text(vm.console), '>.');
 });
 
-test('the jail of a Linux guest is as strict as any', async (t) => {
+test('the jail of a Linux guest is as strict as any, in each of its threads', async (t) => {
   const initrd = Buffer.alloc(4096);
-  await using vm = await launch({ kernel: kernel(print('>'), loop), initrd, startPaused: true });
+  await using vm = await launch({ kernel: kernel(print('>'), loop), initrd, startPaused: true, vcpus: 4 });
   const evidence = await vm.evidence();
+  t.regex(evidence.layers.find(({ layer }) => layer === 'seccomp')?.observed ?? '', /^[56] threads filtered/);
   t.deepEqual(
     evidence.layers.filter(({ ok }) => !ok),
     [],
