@@ -3,6 +3,7 @@
 #include "machine/ioapic.hpp"
 #include "machine/power.hpp"
 #include "machine/serial.hpp"
+#include "machine/virtio/transport.hpp"
 
 #include <algorithm>
 #include <array>
@@ -189,6 +190,7 @@ constexpr std::uint8_t extended_prefix = 0x5b;
 constexpr std::uint8_t device_op = 0x82;
 
 constexpr std::size_t ports_size = 8;
+constexpr std::size_t window_size = 12;
 constexpr std::size_t interrupt_size = 9;
 constexpr std::size_t end_size = 2;
 
@@ -199,6 +201,14 @@ void ports(Writer& out, std::uint16_t first, std::uint8_t count) {
   out.put(first);
   out.put(first);
   out.bytes(1, count);
+}
+
+/// Memory that a device's registers are in. Section 6.4.3.4
+void window(Writer& out, std::uint32_t first, std::uint32_t size) {
+  constexpr std::uint8_t is_writable = 1;
+  out.bytes(0x86, window_size - 3, 0, is_writable);
+  out.put(first);
+  out.put(size);
 }
 
 /// A pin of the I/O APIC: edges, high. Section 6.4.3.6
@@ -264,9 +274,31 @@ void panic_device(Writer& out) {
   });
 }
 
+void virtio_device(Writer& out, std::uint32_t index) {
+  static_assert(virtio::max_devices <= 26);
+  const char name[5] = {'V', 'I', 'O', static_cast<char>('A' + index), 0};
+  device(out, name, [&] {
+    out.bytes(name_op);
+    out.text("_HID");
+    out.bytes(string_prefix);
+    out.text("LNRO0005"); // what drivers know virtio's registers in memory by
+    out.bytes(0);
+    out.bytes(name_op);
+    out.text("_UID");
+    out.bytes(byte_prefix, index);
+    resources(out, window_size + interrupt_size, [&] {
+      window(out,
+             static_cast<std::uint32_t>(virtio::first_window + index * virtio::Transport::size),
+             virtio::Transport::size);
+      interrupt(out, virtio::first_pin + index);
+    });
+  });
+}
+
 } // namespace
 
-void write_acpi_tables(const GuestMemory& memory, std::uint32_t vcpu_count) {
+void write_acpi_tables(const GuestMemory& memory, std::uint32_t vcpu_count,
+                       std::uint32_t device_count) {
   std::byte* at = memory.at(acpi_address, acpi_size);
   Writer out({at, acpi_size});
   out.put(RootPointer{}); // its place; what it points to is to be made first
@@ -278,6 +310,9 @@ void write_acpi_tables(const GuestMemory& memory, std::uint32_t vcpu_count) {
       out.text("_SB_");
       serial_device(out);
       panic_device(out);
+      for (std::uint32_t i = 0; i < device_count; ++i) {
+        virtio_device(out, i);
+      }
     });
   });
   const std::uint64_t fixed = out.table("FACP", 6, [&] { out.put(Fixed{.extended_dsdt = dsdt}); });

@@ -13,7 +13,9 @@ namespace casemate::machine {
 inline constexpr std::uint64_t acpi_address = 0xe0000;
 inline constexpr std::uint64_t acpi_size = 0x2000;
 
-/// vCPUs have their numbers for APIC ids. `memory` has acpi_size bytes there.
-void write_acpi_tables(const GuestMemory& memory, std::uint32_t vcpu_count);
+/// vCPUs have their numbers for APIC ids; of virtio devices there are virtio::max_devices at
+/// most. `memory` has acpi_size bytes there.
+void write_acpi_tables(const GuestMemory& memory, std::uint32_t vcpu_count,
+                       std::uint32_t device_count);
 
 } // namespace casemate::machine

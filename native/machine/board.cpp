@@ -18,6 +18,17 @@ std::optional<std::uint64_t> ioapic_offset(std::uint64_t address, std::size_t si
                                                                 : std::nullopt;
 }
 
+/// A register of a device's window.
+struct DeviceRegister {
+  std::size_t device;
+  std::uint64_t offset;
+};
+
+DeviceRegister device_register(std::uint64_t address) {
+  const std::uint64_t from_first = address - virtio::first_window;
+  return {from_first / virtio::Transport::size, from_first % virtio::Transport::size};
+}
+
 void fill_with_ones(std::span<std::byte> value) { std::ranges::fill(value, std::byte{0xff}); }
 
 } // namespace
@@ -60,6 +71,8 @@ void Board::write_memory(std::uint64_t address, std::span<const std::byte> value
     std::uint32_t word;
     std::memcpy(&word, value.data(), sizeof word);
     ioapic_.write(*offset, word);
+  } else if (const auto where = device_register(address); where.device < device_count_) {
+    devices_[where.device]->write(where.offset, value);
   }
 }
 
@@ -68,7 +81,23 @@ void Board::read_memory(std::uint64_t address, std::span<std::byte> value) const
   if (const auto offset = ioapic_offset(address, value.size())) {
     const std::uint32_t word = ioapic_.read(*offset);
     std::memcpy(value.data(), &word, sizeof word);
+  } else if (const auto where = device_register(address); where.device < device_count_) {
+    devices_[where.device]->read(where.offset, value);
   }
+}
+
+bool Board::has_work() const {
+  return std::ranges::any_of(devices(), [](const auto* device) { return device->has_work(); });
+}
+
+void Board::work() {
+  for (virtio::Transport* device : devices()) {
+    device->work();
+  }
+}
+
+bool Board::is_settling() const {
+  return std::ranges::any_of(devices(), [](const auto* device) { return device->is_settling(); });
 }
 
 void Board::update_interrupts() {
@@ -77,6 +106,11 @@ void Board::update_interrupts() {
     ioapic_.raise(Serial::pin);
   }
   serial_line_ = line;
+  for (std::uint32_t i = 0; i < device_count_; ++i) {
+    if (devices_[i]->take_interrupt()) {
+      ioapic_.raise(virtio::first_pin + i);
+    }
+  }
 }
 
 } // namespace casemate::machine

@@ -5,7 +5,9 @@
 #include "machine/ioapic.hpp"
 #include "machine/power.hpp"
 #include "machine/serial.hpp"
+#include "machine/virtio/transport.hpp"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -17,6 +19,10 @@ class Board {
 public:
   Serial& serial() { return serial_; }
 
+  /// The next virtio device, whose window and pin follow from its place: at most
+  /// virtio::max_devices. It outlives the board.
+  void add_device(virtio::Transport& device) { devices_[device_count_++] = &device; }
+
   /// Whether a byte may be written to a port now: not to a serial port whose output nobody
   /// takes, for it would be lost.
   bool can_write_port(std::uint16_t port) const;
@@ -25,18 +31,29 @@ public:
   void write_memory(std::uint64_t address, std::span<const std::byte> value);
   void read_memory(std::uint64_t address, std::span<std::byte> value) const;
 
-  /// An edge on a pin of the I/O APIC.
-  void raise(std::uint32_t pin) { ioapic_.raise(pin); }
+  /// What register accesses leave for the event loop, which does not sleep while there is some.
+  bool has_work() const;
+  void work();
+  /// Whether a vCPU that has written to a register waits for work() to be done. Drivers count
+  /// on a reset being over as soon as it is asked for.
+  bool is_settling() const;
 
-  /// Looks at the lines of all devices: call it after each of the above, and after
-  /// Serial::receive(); then take messages until there are none.
+  /// Looks at the lines of all devices: call it after each of the above, after
+  /// Serial::receive() and whatever makes a device do something; then take messages until
+  /// there are none.
   void update_interrupts();
   std::optional<InterruptMessage> take_message() { return ioapic_.take_message(); }
 
 private:
+  std::span<virtio::Transport* const> devices() const {
+    return std::span(devices_).first(device_count_);
+  }
+
   Serial serial_;
   Ioapic ioapic_;
   bool serial_line_ = false;
+  std::array<virtio::Transport*, virtio::max_devices> devices_{};
+  std::size_t device_count_ = 0;
 };
 
 } // namespace casemate::machine

@@ -217,7 +217,7 @@ ImageError load_linux(const LinuxSource& source, const GuestMemory& memory, std:
     write_start_info(source, memory, initrd);
   }
   write_descriptors(memory, source.protocol);
-  write_acpi_tables(memory, source.vcpu_count);
+  write_acpi_tables(memory, source.vcpu_count, source.device_count);
   write_reset_vector(memory);
   entry = kernel.entry;
   return {};

@@ -25,6 +25,7 @@ struct LinuxSource {
   /// With its NUL, CASEMATE_MAX_COMMAND_LINE bytes at most.
   std::span<const std::byte> command_line{};
   std::uint32_t vcpu_count = 1;
+  std::uint32_t device_count = 0;
 };
 
 /// `memory` has never been written to. `entry` is where the first vCPU starts.

@@ -1,5 +1,6 @@
 #include "machine/board.hpp"
 #include "test/unit.hpp"
+#include "test/virtio.hpp"
 
 #include <array>
 #include <cstring>
@@ -340,4 +341,48 @@ TEST("no access of any kind upsets the board") {
     CHECK(machine.board.serial().input_room() <= 64);
     CHECK(machine.board.serial().output().size() <= 4096);
   }
+}
+
+TEST("virtio devices have a window and a pin each, in their order") {
+  struct Quiet : virtio::DeviceOf<Quiet> {
+    explicit Quiet(virtio::DeviceType type) : DeviceOf(type, 0, 1) {}
+    using Device::notify_config;
+  };
+  const unit::GuestRam ram;
+  Quiet first(virtio::DeviceType::Rng);
+  Quiet second(virtio::DeviceType::Block);
+  virtio::Transport transports[] = {{first, ram.memory}, {second, ram.memory}};
+  Machine machine;
+  machine.board.add_device(transports[0]);
+  machine.board.add_device(transports[1]);
+  const auto read = [&](std::uint64_t address) {
+    std::uint32_t value = 0;
+    machine.board.read_memory(address, std::as_writable_bytes(std::span(&value, 1)));
+    return value;
+  };
+  CHECK_EQ(read(0xd0000008), 4u);
+  CHECK_EQ(read(0xd0001008), 2u);
+  CHECK_EQ(read(0xd0002008), 0xffffffffu);
+  CHECK_EQ(read(0xcffffffc), 0xffffffffu);
+
+  machine.set_pin(5, 0x41);
+  machine.set_pin(6, 0x42);
+  for (const std::uint64_t window : {0xd0000000, 0xd0001000}) {
+    machine.write_memory(window + 0x70, 3);
+    machine.write_memory(window + 0x24, 1);
+    machine.write_memory(window + 0x20, 1); // version 1
+    machine.write_memory(window + 0x70, 11);
+    CHECK(!machine.board.has_work());
+    machine.write_memory(window + 0x70, 15);
+    CHECK(machine.board.has_work() && machine.board.is_settling());
+    machine.board.work();
+    CHECK(!machine.board.has_work() && !machine.board.is_settling());
+  }
+  second.notify_config();
+  machine.board.update_interrupts();
+  CHECK_EQ(machine.vectors(), "66 ");
+  first.notify_config();
+  machine.board.update_interrupts();
+  machine.board.update_interrupts();
+  CHECK_EQ(machine.vectors(), "65 ");
 }

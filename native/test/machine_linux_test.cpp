@@ -318,6 +318,22 @@ TEST("ACPI names the serial port, pvpanic, and how to switch off") {
   CHECK(devices.find("QEMU0001") != std::string::npos);
 }
 
+TEST("ACPI names each virtio device, with its window and its pin") {
+  const Guest guest(64 * mib);
+  write_acpi_tables(guest.memory, 32, 16);
+  const std::string devices = table(guest, "DSDT");
+  for (std::uint32_t i = 0; i < 16; ++i) {
+    const std::size_t at = devices.find(std::string("VIO") + char('A' + i));
+    REQUIRE(at != std::string::npos);
+    const std::string device = devices.substr(at, 64);
+    CHECK(device.find("LNRO0005") != std::string::npos);
+    const std::uint32_t window[] = {0xd0000000 + 0x1000 * i, 0x1000};
+    CHECK(device.find(std::string(reinterpret_cast<const char*>(window), 8)) != std::string::npos);
+    CHECK(device.find(std::string({char(0x89), 6, 0, 3, 1, char(5 + i), 0, 0, 0})) !=
+          std::string::npos);
+  }
+}
+
 TEST("the reset vector writes to the reset register") {
   const Guest guest(64 * mib);
   const std::string code = guest.text(0xffff0, 9);

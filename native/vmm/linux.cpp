@@ -84,7 +84,7 @@ public:
         // Devices and times stand still as the vCPUs do: only Node is listened to.
         await_command();
       } else {
-        loop_.turn(-1, deliver, this);
+        loop_.turn(board_.has_work() ? 0 : -1, deliver, this);
       }
       attend();
     }
@@ -147,6 +147,11 @@ private:
     }
     if (is_paused_) {
       return;
+    }
+    if (board_.has_work()) {
+      board_.work();
+      deliver(this);
+      vcpus_.notify(); // one may wait for that
     }
     if (std::exchange(has_output_begun_, false)) {
       loop_.set_timer(show_timer_, sys::monotonic_ns() + show_delay_ns);
@@ -225,7 +230,6 @@ private:
                                       nullptr, nullptr);
     if (size > 0) {
       serial.receive(std::span(bytes).first(static_cast<std::size_t>(size)));
-      board_.update_interrupts();
       waits_for_input_room_ = serial.input_room() == 0;
     }
     // At the end of input there is nothing to be told: a line has none.
@@ -337,6 +341,12 @@ private:
     const auto value = std::as_writable_bytes(data);
     if (access.is_write != 0) {
       board_.write_memory(access.phys_addr, value);
+      if (board_.has_work()) {
+        wake_loop();
+      }
+      while (board_.is_settling()) {
+        vcpus_.wait();
+      }
     } else {
       board_.read_memory(access.phys_addr, value);
     }
@@ -359,6 +369,7 @@ private:
 
   static void deliver(void* machine) {
     auto& self = *static_cast<Machine*>(machine);
+    self.board_.update_interrupts();
     while (const auto message = self.board_.take_message()) {
       kvm_msi msi{};
       msi.address_lo = static_cast<std::uint32_t>(message->address);
