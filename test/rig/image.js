@@ -18,7 +18,18 @@ import {
 } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import ts from 'typescript';
-import { busybox, inside, kernels, keyring, keyringPackage, mirror, modules, release, tools } from './packages.js';
+import {
+  busybox,
+  inside,
+  kernels,
+  keyring,
+  keyringPackage,
+  mirror,
+  modules,
+  release,
+  tools,
+  toolsRelease,
+} from './packages.js';
 
 /** Absolute, for apt takes other paths for those below its root. */
 const cache = resolve('node_modules/.cache/casemate');
@@ -114,11 +125,11 @@ function extract(archive, folder) {
   run('tar', ['-x', '--no-same-owner', '-C', folder, ...unneeded], { input });
 }
 
-/** Unpacks packages and all that they depend on; returns their file names. */
-function unpack(packages, folder) {
+/** Unpacks packages of a suite and all that they depend on; returns their file names. */
+function unpack(packages, suite, folder) {
   let names = [];
   mkdirSync(folder);
-  withPackages(packages, release, `${folder}-apt`, (archives) => {
+  withPackages(packages, suite, `${folder}-apt`, (archives) => {
     for (const archive of archives) extract(archive, folder);
     names = archives.map((path) => basename(path));
   });
@@ -131,7 +142,7 @@ const recipe = ['packages.js', 'image.js', 'start'].map((name) => readFileSync(n
 /** The command that runs one of the unpacked tools, with the libraries that were unpacked with it. */
 export function tool(path) {
   const folder = join(
-    cached('rig-tools', recipe, (unfinished) => unpack(tools, join(unfinished, 'tree'))),
+    cached('rig-tools', recipe, (unfinished) => unpack(tools, toolsRelease, join(unfinished, 'tree'))),
     'tree',
   );
   const loader = join(folder, 'usr/lib64/ld-linux-x86-64.so.2');
@@ -162,7 +173,7 @@ function filesystem(folder, image, mib) {
 export function rootImage() {
   return cached('rig-root', recipe, (folder) => {
     const tree = join(folder, 'tree');
-    const packages = unpack(inside, tree);
+    const packages = unpack(inside, release, tree);
     const [version = ''] = readdirSync(join(tree, 'usr/lib/modules'));
     copyFileSync(join(tree, `boot/vmlinuz-${version}`), join(folder, 'vmlinuz'));
     rmSync(join(tree, 'boot'), { recursive: true });

@@ -21,6 +21,9 @@ export const results = resolve('build/rig');
 
 /** How many seconds a phase may say nothing before the rig counts as hung; CASEMATE_PATIENCE multiplies them. */
 const silence = { boot: 60, suite: 300, results: 60, end: 30 };
+/** Likewise, once the machine's kernel has said that a CPU of it stands still. It may yet go on, if the host is busy. */
+const stallSilence = 60;
+const stallWords = /rcu: INFO: .*stall.*|(?:soft lockup|hard LOCKUP) .*|INFO: task .* blocked for more than.*/;
 const patience = Number(process.env.CASEMATE_PATIENCE ?? 1);
 
 function commandLine(environment, more) {
@@ -82,6 +85,7 @@ export async function runSuites(callers, files, heard) {
 
 async function runIn(folder, callers, files, heard) {
   const [consoleLog, qemuLog, archive] = ['console.log', 'qemu.log', 'files.tar'].map((name) => join(folder, name));
+  writeFileSync(consoleLog, '');
   writeFileSync(archive, '');
   truncateSync(archive, 256 * 2 ** 20);
   const args = commandLine(
@@ -101,32 +105,28 @@ async function runIn(folder, callers, files, heard) {
   const started = performance.now();
   let phase = 'boot';
   let last = '';
+  let heardAt = started;
+  let stall;
   let hung = false;
-  let deadline;
-  const expect = () => {
-    clearTimeout(deadline);
-    deadline = setTimeout(
-      () => {
-        hung = qemu.kill('SIGKILL');
-      },
-      silence[phase] * patience * 1000,
-    );
-  };
-  expect();
+  const watch = setInterval(() => {
+    stall ??= stallWords.exec(readFileSync(consoleLog, 'utf8'))?.[0];
+    const limit = stall === undefined ? silence[phase] : Math.min(silence[phase], stallSilence);
+    if (performance.now() - heardAt > limit * patience * 1000) hung = qemu.kill('SIGKILL');
+  }, 5000);
   for await (const line of createInterface({ input: qemu.stdout })) {
     phase = /^# rig: (suite|results|end)\b/.exec(line)?.[1] ?? phase;
     if (line.trim() !== '') last = line;
-    expect();
+    heardAt = performance.now();
     heard(line);
   }
-  clearTimeout(deadline);
+  clearInterval(watch);
   const [code, signal] = await closed;
 
   if (phase !== 'end') {
     const took = `${Math.round((performance.now() - started) / 1000)} s after its start`;
-    const how = hung
-      ? `said nothing for ${silence[phase] * patience} s`
-      : `ended with ${signal ?? `exit code ${code}`}`;
+    const silent = `said nothing for ${Math.round((performance.now() - heardAt) / 1000)} s`;
+    const stalled = `${silent}, and its kernel says that a CPU of the machine stands still ("${stall}")`;
+    const how = hung ? (stall === undefined ? silent : stalled) : `ended with ${signal ?? `exit code ${code}`}`;
     const lines = [`the rig ${how}, ${took}, in its phase "${phase}"; its last line was: ${last}`];
     for (const path of [consoleLog, qemuLog].filter(existsSync))
       lines.push(`The end of its ${basename(path)}:`, tail(path, 25));

@@ -10,9 +10,14 @@ export const keyringPackage = 'debian-archive-keyring';
 
 /**
  * What makes and runs the machine on the host, unpacked in a folder of its own. Not the host's own: under QEMU 7.2, which
- * Debian 12 has, a kernel 6.12 died in some boots (2 of 8 with two processors); the traces point at its cmpxchg16b.
+ * Debian 12 has, a kernel 6.12 died in some boots (2 of 8 with two processors); the traces point at its cmpxchg16b. Nor
+ * that of the release, 10.0, under which a CPU of the rig once stood still for good, with all that waits for RCU: at each
+ * entry of a guest that waits for an interrupt, and at each exit, its SVM code changes the CPU's pending interrupts as if
+ * no other thread did (an `or` and an `and` without a lock prefix, in the disassembly), and so may lose one. 11.1 changes
+ * them atomically.
  */
 export const tools = ['base-files', 'e2fsprogs', 'kmod', 'qemu-system-x86', 'seabios', 'xz-utils', 'zstd'];
+export const toolsRelease = `${release}-backports`;
 
 /** What the machine's root is unpacked from, with all that these depend on. */
 export const inside = [
