@@ -74,6 +74,20 @@ TEST("what a device gives back the driver finds, in the order of giving") {
   CHECK(!pair.driver.take_used());
 }
 
+TEST("chains that are staged are seen by the driver all at once") {
+  Pair pair;
+  pair.driver.add({{data, 5, true}});
+  pair.driver.add({{data + 5, 5, true}});
+  CHECK(pair.pop() && pair.pop());
+  pair.queue.stage(0, 5);
+  pair.queue.stage(1, 2);
+  CHECK_EQ(pair.driver.used_index(), 0u);
+  pair.queue.publish();
+  CHECK_EQ(pair.driver.used_index(), 2u);
+  CHECK_EQ(pair.driver.take_used()->written, 5u);
+  CHECK_EQ(pair.driver.take_used()->written, 2u);
+}
+
 TEST("a queue goes round its rings, and its indices round 65536") {
   Pair pair(0, 4);
   for (int i = 0; i < 70'000; ++i) {

@@ -207,7 +207,7 @@ bool Queue::append(const Descriptor& descriptor, Chain& chain) {
   return true;
 }
 
-void Queue::push(std::uint16_t head, std::uint32_t written) {
+void Queue::stage(std::uint16_t head, std::uint32_t written) {
   if (size_ == 0 || is_broken_) {
     return;
   }
@@ -215,8 +215,13 @@ void Queue::push(std::uint16_t head, std::uint32_t written) {
   std::memcpy(used_ + elements_offset + sizeof element * (used_index_ % size_), &element,
               sizeof element);
   ++used_index_;
-  // Released: the element, and what the device has written, are seen before it.
-  store(used_ + index_offset, used_index_);
+}
+
+void Queue::publish() {
+  if (size_ > 0 && !is_broken_) {
+    // Released: the elements, and what the device has written, are seen before it.
+    store(used_ + index_offset, used_index_);
+  }
 }
 
 bool Queue::take_notification() {

@@ -101,7 +101,13 @@ public:
 
   /// Gives a chain back, of whose writable part the first `written` bytes have been
   /// written. In any order; each once.
-  void push(std::uint16_t head, std::uint32_t written);
+  void push(std::uint16_t head, std::uint32_t written) {
+    stage(head, written);
+    publish();
+  }
+  /// The two halves of push(), for chains that the driver is to see all at once.
+  void stage(std::uint16_t head, std::uint32_t written);
+  void publish();
 
   /// Whether what has been pushed since the last call is worth an interrupt to the driver.
   bool take_notification();
