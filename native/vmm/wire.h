@@ -141,6 +141,13 @@ enum casemate_exit_reason {
   CASEMATE_EXIT_PANIC = 9     /* told by the guest's kernel, through pvpanic */
 };
 
+/* What failed behind a device while its guest was running. */
+enum casemate_device_operation {
+  CASEMATE_DEVICE_SETUP = 1, /* when its driver was ready */
+  CASEMATE_DEVICE_READ = 2,
+  CASEMATE_DEVICE_WRITE = 3
+};
+
 struct casemate_registers {
   __u64 rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp;
   __u64 r8, r9, r10, r11, r12, r13, r14, r15;
