@@ -66,6 +66,8 @@ test('run takes a kernel with its initrd and command line instead of a guest', (
     'vmlinux',
     '--initrd',
     'initrd.img',
+    '--initrd',
+    'more.img',
     '--cmdline',
     'quiet ro',
     '-m',
@@ -73,7 +75,14 @@ test('run takes a kernel with its initrd and command line instead of a guest', (
     '--vcpus',
     '4',
   ];
-  const expected = { ...plain, kernel: 'vmlinux', initrd: 'initrd.img', cmdline: 'quiet ro', memoryMib: 512, vcpus: 4 };
+  const expected = {
+    ...plain,
+    kernel: 'vmlinux',
+    initrd: ['initrd.img', 'more.img'],
+    cmdline: 'quiet ro',
+    memoryMib: 512,
+    vcpus: 4,
+  };
   t.deepEqual(parseCommand(argv), expected);
   t.deepEqual(parseCommand(['run', '-k', 'vmlinux']), { ...plain, kernel: 'vmlinux' });
   t.throws(() => parseCommand(['run', '-k', 'vmlinux', 'guest']), unusable);

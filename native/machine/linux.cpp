@@ -61,14 +61,40 @@ sys::SysError write_seed(const GuestMemory& memory) {
   return {};
 }
 
-/// As high as it may be: kernels want what follows on them for themselves. 0: no room.
-std::uint64_t place_initrd(const Image& kernel, const GuestMemory& memory, std::uint64_t size) {
+/// Where all initrds are, as one.
+struct Initrd {
+  std::uint64_t address = 0;
+  std::uint64_t size = 0; // 0: there is none
+};
+
+/// Kernels take one archive behind another, each at a multiple of four, and skip zeroes.
+constexpr std::uint64_t initrd_alignment = 4;
+
+/// Reads them to as high as may be: kernels want what follows on them for themselves.
+ImageError load_initrds(const LinuxSource& source, const Image& kernel, const GuestMemory& memory,
+                        Initrd& initrd) {
   const std::uint64_t limit = std::min(memory.low_size(), initrd_limit);
-  if (size > limit) {
-    return 0;
+  const ImageError too_big{CASEMATE_IMAGE_INITRD_TOO_BIG};
+  for (const File& file : source.initrds) {
+    initrd.size = round_up(initrd.size, initrd_alignment);
+    if (file.size > limit - initrd.size) {
+      return too_big;
+    }
+    initrd.size += file.size;
   }
-  const std::uint64_t address = (limit - size) / page_size * page_size;
-  return address >= kernel.end ? address : 0;
+  initrd.address = (limit - initrd.size) / page_size * page_size;
+  if (initrd.size > 0 && initrd.address < kernel.end) {
+    return too_big;
+  }
+  std::uint64_t at = initrd.address;
+  for (const File& file : source.initrds) {
+    at = round_up(at, initrd_alignment);
+    if (auto error = read_exactly(file.descriptor, 0, memory.at(at, file.size), file.size)) {
+      return error;
+    }
+    at += file.size;
+  }
+  return {};
 }
 
 /// RAM and ACPI, as the kernel is told of them; an entry of PVH's memory map.
@@ -89,7 +115,7 @@ std::array<Range, 4> memory_map(const GuestMemory& memory) {
   }};
 }
 
-void write_zero_page(const LinuxSource& source, const GuestMemory& memory, std::uint64_t initrd) {
+void write_zero_page(const LinuxSource& source, const GuestMemory& memory, const Initrd& initrd) {
   boot_params zero_page{};
   zero_page.acpi_rsdp_addr = acpi_address;
   setup_header& header = zero_page.hdr;
@@ -101,8 +127,8 @@ void write_zero_page(const LinuxSource& source, const GuestMemory& memory, std::
   header.kernel_alignment = large_page_size;
   header.cmd_line_ptr = command_line_address;
   header.cmdline_size = static_cast<std::uint32_t>(source.command_line.size() - 1);
-  header.ramdisk_image = static_cast<std::uint32_t>(initrd);
-  header.ramdisk_size = static_cast<std::uint32_t>(source.initrd_size);
+  header.ramdisk_image = initrd.size > 0 ? static_cast<std::uint32_t>(initrd.address) : 0;
+  header.ramdisk_size = static_cast<std::uint32_t>(initrd.size);
   header.setup_data = seed_address;
   for (const Range& range : memory_map(memory)) {
     if (range.size > 0) {
@@ -133,11 +159,11 @@ struct StartInfo {
 static_assert(offsetof(StartInfo, initrd) == sizeof(std::uint64_t[7]));
 static_assert(offsetof(StartInfo, ranges) == sizeof(std::uint64_t[11]));
 
-void write_start_info(const LinuxSource& source, const GuestMemory& memory, std::uint64_t initrd) {
+void write_start_info(const GuestMemory& memory, const Initrd& initrd) {
   StartInfo info;
-  info.module_count = initrd != 0 ? 1 : 0;
-  info.initrd = initrd;
-  info.initrd_size = source.initrd_size;
+  info.module_count = initrd.size > 0 ? 1 : 0;
+  info.initrd = initrd.address;
+  info.initrd_size = initrd.size;
   info.ranges = memory_map(memory);
   info.memory_map_size = memory.high_size() > 0 ? 4 : 3;
   memory.write(start_info_address, info);
@@ -191,16 +217,9 @@ ImageError load_linux(const LinuxSource& source, const GuestMemory& memory, std:
   // A kernel touches most of what it has: also where the host hands out huge pages only to
   // those that ask. Where it has none to give, all is as well.
   sys::call(__NR_madvise, memory.base(), memory.size(), MADV_HUGEPAGE);
-  std::uint64_t initrd = 0;
-  if (source.initrd_size > 0) {
-    initrd = place_initrd(kernel, memory, source.initrd_size);
-    if (initrd == 0) {
-      return {CASEMATE_IMAGE_INITRD_TOO_BIG};
-    }
-    if (auto error = read_exactly(source.initrd, 0, memory.at(initrd, source.initrd_size),
-                                  source.initrd_size)) {
-      return error;
-    }
+  Initrd initrd;
+  if (auto error = load_initrds(source, kernel, memory, initrd)) {
+    return error;
   }
   if (auto error = load_image(source.kernel, kernel, memory)) {
     return error;
@@ -214,7 +233,7 @@ ImageError load_linux(const LinuxSource& source, const GuestMemory& memory, std:
     write_zero_page(source, memory, initrd);
     write_page_tables(memory);
   } else {
-    write_start_info(source, memory, initrd);
+    write_start_info(memory, initrd);
   }
   write_descriptors(memory, source.protocol);
   write_acpi_tables(memory, source.vcpu_count, source.device_count);

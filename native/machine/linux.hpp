@@ -15,13 +15,18 @@
 
 namespace casemate::machine {
 
+struct File {
+  int descriptor = -1;
+  std::uint64_t size = 0;
+};
+
 /// What a Linux guest is made of. Numbers have been checked; the files' contents have not.
 struct LinuxSource {
   BootProtocol protocol = BootProtocol::Linux;
   int kernel = -1;
   std::uint64_t kernel_size = 0;
-  int initrd = -1;
-  std::uint64_t initrd_size = 0; // 0: there is none
+  /// One behind the other they are what the kernel finds.
+  std::span<const File> initrds{};
   /// With its NUL, CASEMATE_MAX_COMMAND_LINE bytes at most.
   std::span<const std::byte> command_line{};
   std::uint32_t vcpu_count = 1;

@@ -36,13 +36,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       }
     }
 
-    // The same bytes as an initrd, which nobody looks into.
+    // The same bytes as two initrds, which nobody looks into.
     machine::LinuxSource source;
     source.protocol = protocol;
     source.kernel = file.get();
     source.kernel_size = size;
-    source.initrd = file.get();
-    source.initrd_size = size;
+    const machine::File initrds[] = {{file.get(), size}, {file.get(), size}};
+    source.initrds = initrds;
     const std::byte command_line[1]{};
     source.command_line = command_line;
     std::uint64_t entry = 0;

@@ -11,10 +11,12 @@
 #include <asm/bootparam.h>
 #include <elf.h>
 
+#include <array>
 #include <cstring>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <utility>
 #include <vector>
 
 using namespace casemate;
@@ -54,8 +56,8 @@ struct Guest {
     LinuxSource source;
     source.kernel = kernel.get();
     source.kernel_size = sizeof image;
-    source.initrd = ramdisk.get();
-    source.initrd_size = initrd.size();
+    const File initrds[] = {{ramdisk.get(), initrd.size()}};
+    source.initrds = initrds;
     source.command_line = std::as_bytes(std::span(command_line.c_str(), command_line.size() + 1));
     source.vcpu_count = vcpu_count;
     error = load_linux(source, memory, entry);
@@ -233,12 +235,48 @@ TEST("an initrd that is shorter than it was is refused") {
   LinuxSource source;
   source.kernel = kernel.get();
   source.kernel_size = sizeof image;
-  source.initrd = initrd.get();
-  source.initrd_size = 6;
+  const File initrds[] = {{initrd.get(), 6}};
+  source.initrds = initrds;
   const std::byte command_line[1]{};
   source.command_line = command_line;
   std::uint64_t entry = 0;
   CHECK_EQ(load_linux(source, memory, entry).reason, std::uint32_t{CASEMATE_IMAGE_TRUNCATED});
+}
+
+TEST("of several initrds one is behind the other, each at a multiple of four") {
+  const Kernel image;
+  const sys::Fd kernel = file_of(&image, sizeof image);
+  const sys::Fd first = file_of("first", 5);
+  const sys::Fd second = file_of("the second.", 11);
+  const sys::Fd third = file_of("3rd", 3);
+  auto mapping = sys::Mapping::map(32 * mib, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+  const GuestMemory memory(mapping.value().data(), 32 * mib);
+  LinuxSource source;
+  source.kernel = kernel.get();
+  source.kernel_size = sizeof image;
+  std::array<File, 3> initrds{{{first.get(), 5}, {second.get(), 11}, {third.get(), 3}}};
+  source.initrds = initrds;
+  const std::byte command_line[1]{};
+  source.command_line = command_line;
+  std::uint64_t entry = 0;
+  REQUIRE(!load_linux(source, memory, entry));
+  boot_params zero_page{};
+  memory.read(linux_registers(BootProtocol::Linux, entry).rsi, zero_page);
+  const setup_header& header = zero_page.hdr;
+  REQUIRE(header.ramdisk_size == 23);
+  const std::byte* at = memory.at(header.ramdisk_image, 23);
+  REQUIRE(at != nullptr);
+  CHECK(std::memcmp(at, "first\0\0\0the second.\0003rd", 23) == 0);
+
+  // None of them may be the one too many, whatever the size that it claims.
+  for (File& file : initrds) {
+    for (const std::uint64_t size : {16 * mib, 1ul << 63, ~0ul}) {
+      const File kept = std::exchange(file, {file.descriptor, size});
+      CHECK_EQ(load_linux(source, memory, entry).reason,
+               std::uint32_t{CASEMATE_IMAGE_INITRD_TOO_BIG});
+      file = kept;
+    }
+  }
 }
 
 TEST("a kernel is told all of its memory, and none that is not") {
@@ -369,8 +407,8 @@ struct PvhGuest {
     source.protocol = BootProtocol::Pvh;
     source.kernel = file.get();
     source.kernel_size = sizeof image;
-    source.initrd = ramdisk.get();
-    source.initrd_size = initrd_size;
+    const File initrds[] = {{ramdisk.get(), initrd_size}};
+    source.initrds = initrds;
     source.command_line = std::as_bytes(std::span("quiet"));
     CHECK(!load_linux(source, memory, entry));
     memory.read(linux_registers(BootProtocol::Pvh, entry).rbx, info);

@@ -45,8 +45,8 @@ bool is_valid(const casemate_configure& head) {
   return head.memory_size >= machine::min_memory_size &&
          head.memory_size <= machine::max_memory_size &&
          head.memory_size % machine::large_page_size == 0 && (head.flags & ~known_flags) == 0 &&
-         head.format <= CASEMATE_IMAGE_PVH && (head.cpl == 0 || head.cpl == 3) &&
-         head.cpuid_count <= CASEMATE_MAX_CPUID &&
+         head.format <= CASEMATE_IMAGE_PVH && head.device_count == 0 &&
+         (head.cpl == 0 || head.cpl == 3) && head.cpuid_count <= CASEMATE_MAX_CPUID &&
          head.arguments_size <= CASEMATE_MAX_ARGUMENTS_SIZE && head.run_size >= sizeof(kvm_run) &&
          head.run_size <= max_run_size;
 }
@@ -62,9 +62,17 @@ bool are_strings(std::span<const std::byte> bytes, std::uint32_t count) {
 
 /// One command line, at CPL 0.
 bool is_valid_linux(const casemate_configure& head) {
+  const bool has_pages =
+      head.page_shift == 0 || ((head.page_shift == 21 || head.page_shift == 30) &&
+                               head.memory_size % (std::uint64_t{1} << head.page_shift) == 0);
   return head.cpl == 0 && head.argument_count == 1 &&
          head.arguments_size <= CASEMATE_MAX_COMMAND_LINE && head.vcpu_count > 0 &&
-         head.vcpu_count <= CASEMATE_MAX_VCPUS;
+         head.vcpu_count <= CASEMATE_MAX_VCPUS && head.input_count <= CASEMATE_MAX_INITRDS &&
+         has_pages;
+}
+
+bool is_valid_bare_metal(const casemate_configure& head) {
+  return head.vcpu_count == 1 && head.input_count <= 1 && head.page_shift == 0;
 }
 
 /// Of the descriptor; ends the process where it is not of this kind.
@@ -100,13 +108,15 @@ Configuration receive_configuration(ConfigurationMessage& message) {
   configuration.flags = head.flags;
   configuration.format = head.format;
   configuration.cpl = head.cpl;
+  configuration.input_count = head.input_count;
+  configuration.page_shift = head.page_shift;
   configuration.vcpu_count = head.vcpu_count;
   configuration.run_size = head.run_size;
   configuration.cpuid = cpuid;
   configuration.argument_count = head.argument_count;
   configuration.arguments = {message.rest + cpuid_size, head.arguments_size};
   if (!are_strings(configuration.arguments, head.argument_count) ||
-      !(configuration.is_linux() ? is_valid_linux(head) : head.vcpu_count == 1)) {
+      !(configuration.is_linux() ? is_valid_linux(head) : is_valid_bare_metal(head))) {
     refuse(EINVAL);
   }
   return configuration;
@@ -123,9 +133,9 @@ void check_descriptors(Configuration& configuration) {
     expect(CASEMATE_FD_CONSOLE_OUT, socket);
     expect(CASEMATE_FD_CONSOLE_IN, socket);
   }
-  if (configuration.has(CASEMATE_CONFIGURE_INPUT)) {
-    configuration.input_size =
-        static_cast<std::uint64_t>(expect(CASEMATE_FD_INPUT, regular_file).st_size);
+  for (std::uint32_t i = 0; i < configuration.input_count; ++i) {
+    configuration.input_sizes[i] =
+        static_cast<std::uint64_t>(expect(input_descriptor(i), regular_file).st_size);
   }
   if (configuration.has(CASEMATE_CONFIGURE_LEASE)) {
     expect(CASEMATE_FD_LEASE, regular_file);

@@ -3,6 +3,7 @@
 #include "kvm/abi.h"
 #include "vmm/wire.h"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -19,6 +20,12 @@ struct ConfigurationMessage {
 static_assert(offsetof(ConfigurationMessage, rest) ==
               offsetof(ConfigurationMessage, cpuid) + offsetof(casemate_kvm_cpuid2, entries));
 
+/// The number of the input, or of that initrd.
+constexpr int input_descriptor(std::uint32_t i) {
+  return i == 0 ? CASEMATE_FD_INPUT : CASEMATE_FD_INITRDS + static_cast<int>(i) - 1;
+}
+static_assert(input_descriptor(CASEMATE_MAX_INITRDS - 1) == CASEMATE_FD_INITRDS_LAST);
+
 /// A configuration with everything in it checked.
 struct Configuration {
   std::uint64_t memory_size = 0;
@@ -31,7 +38,9 @@ struct Configuration {
   std::uint32_t argument_count = 0;
   std::span<const std::byte> arguments{};
   std::uint64_t image_size = 0;
-  std::uint64_t input_size = 0;
+  std::uint32_t page_shift = 0;
+  std::uint32_t input_count = 0;
+  std::array<std::uint64_t, CASEMATE_MAX_INITRDS> input_sizes{};
 
   bool has(casemate_configure_flags flag) const { return (flags & flag) != 0; }
   bool is_linux() const { return format == CASEMATE_IMAGE_LINUX || format == CASEMATE_IMAGE_PVH; }

@@ -34,6 +34,12 @@ constexpr std::uint32_t control[] = {CASEMATE_FD_CONTROL};
 constexpr std::uint32_t sent_to[] = {CASEMATE_FD_CONTROL, CASEMATE_FD_CONSOLE_OUT};
 constexpr std::uint32_t received_from[] = {CASEMATE_FD_CONTROL, CASEMATE_FD_CONSOLE_IN};
 constexpr std::uint32_t guest_files[] = {CASEMATE_FD_GUEST, CASEMATE_FD_INPUT};
+constexpr std::uint32_t linux_files[] = {
+    CASEMATE_FD_GUEST,       CASEMATE_FD_INPUT,        CASEMATE_FD_INITRDS,
+    CASEMATE_FD_INITRDS + 1, CASEMATE_FD_INITRDS + 2,  CASEMATE_FD_INITRDS + 3,
+    CASEMATE_FD_INITRDS + 4, CASEMATE_FD_INITRDS_LAST,
+};
+static_assert(std::size(linux_files) == 1 + CASEMATE_MAX_INITRDS);
 constexpr std::uint32_t data_pages[] = {PROT_READ | PROT_WRITE};
 constexpr std::uint32_t page_advice[] = {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE};
 constexpr std::uint32_t linux_page_advice[] = {MADV_HUGEPAGE};
@@ -65,7 +71,6 @@ constexpr std::array common_rules{
     Rule{__NR_sendto, 0, sent_to},
     Rule{__NR_recvfrom, 0, received_from},
     Rule{__NR_shutdown, 0, control},
-    Rule{__NR_pread64, 0, guest_files},
     Rule{__NR_fcntl, 1, set_flags},
     Rule{__NR_ppoll},
     Rule{__NR_getrandom},
@@ -80,31 +85,33 @@ template <typename... Own> constexpr auto with_common(Own... own) {
 
 /// While the VM is created.
 constexpr auto setup_rules = [] {
-  return with_common(Rule{__NR_ioctl, 1, setup_ioctls}, Rule{__NR_mmap, 2, data_pages},
-                     Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp},
-                     Rule{__NR_madvise, 2, page_advice});
+  return with_common(Rule{__NR_pread64, 0, guest_files}, Rule{__NR_ioctl, 1, setup_ioctls},
+                     Rule{__NR_mmap, 2, data_pages}, Rule{__NR_munmap}, Rule{__NR_close},
+                     Rule{__NR_seccomp}, Rule{__NR_madvise, 2, page_advice});
 };
 
 /// From before the guest's image is read until the end.
 constexpr auto guest_rules = [] {
-  return with_common(Rule{__NR_ioctl, 1, guest_ioctls}, Rule{__NR_madvise, 2, page_advice});
+  return with_common(Rule{__NR_pread64, 0, guest_files}, Rule{__NR_ioctl, 1, guest_ioctls},
+                     Rule{__NR_madvise, 2, page_advice});
 };
 
 /// The main thread of a Linux guest, while the VM is created; its vCPUs' threads are born
 /// with it.
 constexpr auto linux_setup_rules = [] {
-  return with_common(Rule{__NR_ioctl, 1, linux_setup_ioctls}, Rule{__NR_mmap, 2, stack_pages},
-                     Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp}, Rule{__NR_clone3},
-                     Rule{__NR_getpid}, Rule{__NR_epoll_create1}, Rule{__NR_eventfd2},
-                     Rule{__NR_dup3, 1, wake}, Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting},
-                     Rule{__NR_epoll_ctl}, Rule{__NR_epoll_wait}, Rule{__NR_read},
-                     Rule{__NR_write, 0, wake}, Rule{__NR_madvise, 2, linux_page_advice});
+  return with_common(Rule{__NR_pread64, 0, linux_files}, Rule{__NR_ioctl, 1, linux_setup_ioctls},
+                     Rule{__NR_mmap, 2, stack_pages}, Rule{__NR_munmap}, Rule{__NR_close},
+                     Rule{__NR_seccomp}, Rule{__NR_clone3}, Rule{__NR_getpid},
+                     Rule{__NR_epoll_create1}, Rule{__NR_eventfd2}, Rule{__NR_dup3, 1, wake},
+                     Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting}, Rule{__NR_epoll_ctl},
+                     Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, wake},
+                     Rule{__NR_madvise, 2, linux_page_advice});
 };
 
 /// The main thread from before the kernel is read until the end: the event loop.
 constexpr auto linux_loop_rules = [] {
-  return with_common(Rule{__NR_ioctl, 1, loop_ioctls}, Rule{__NR_futex},
-                     Rule{__NR_tgkill, 2, interrupting}, Rule{__NR_epoll_ctl},
+  return with_common(Rule{__NR_pread64, 0, linux_files}, Rule{__NR_ioctl, 1, loop_ioctls},
+                     Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting}, Rule{__NR_epoll_ctl},
                      Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, wake},
                      Rule{__NR_madvise, 2, linux_page_advice});
 };

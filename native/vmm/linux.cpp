@@ -16,6 +16,7 @@
 #include <linux/poll.h>
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 namespace casemate::vmm {
@@ -41,8 +42,11 @@ std::uint64_t load(const Configuration& configuration, const machine::GuestMemor
   source.protocol = protocol_of(configuration);
   source.kernel = CASEMATE_FD_GUEST;
   source.kernel_size = configuration.image_size;
-  source.initrd = CASEMATE_FD_INPUT;
-  source.initrd_size = configuration.input_size;
+  std::array<machine::File, CASEMATE_MAX_INITRDS> initrds;
+  for (std::uint32_t i = 0; i < configuration.input_count; ++i) {
+    initrds[i] = {input_descriptor(i), configuration.input_sizes[i]};
+  }
+  source.initrds = std::span(initrds).first(configuration.input_count);
   source.command_line = configuration.arguments;
   source.vcpu_count = configuration.vcpu_count;
   std::uint64_t entry = 0;

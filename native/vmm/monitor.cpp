@@ -68,7 +68,7 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   source.image_size = configuration.image_size;
   source.format = configuration.format;
   source.input = CASEMATE_FD_INPUT;
-  source.input_size = configuration.input_size;
+  source.input_size = configuration.input_sizes[0];
   source.argument_count = configuration.argument_count;
   source.arguments = configuration.arguments;
   source.cpl = configuration.cpl;

@@ -27,8 +27,10 @@ enum casemate_fd {
    * with unread input would break off the output that Node has not read yet. */
   CASEMATE_FD_CONSOLE_OUT = 6,
   CASEMATE_FD_CONSOLE_IN = 7,
-  CASEMATE_FD_INPUT = 8, /* optional input, or initrd: regular file or memfd */
-  CASEMATE_FD_LEASE = 9, /* optional; never used, held open until the monitor is gone */
+  CASEMATE_FD_INPUT = 8,    /* optional input, or first initrd: regular file or memfd */
+  CASEMATE_FD_LEASE = 9,    /* optional; never used, held open until the monitor is gone */
+  CASEMATE_FD_INITRDS = 10, /* the second initrd, and up from here the others */
+  CASEMATE_FD_INITRDS_LAST = 15,
   CASEMATE_FD_END
 };
 
@@ -56,16 +58,16 @@ enum casemate_image_format {
 
 enum casemate_configure_flags {
   CASEMATE_CONFIGURE_CONSOLE = 1u << 0, /* both CASEMATE_FD_CONSOLE_* are there */
-  CASEMATE_CONFIGURE_INPUT = 1u << 1,   /* CASEMATE_FD_INPUT is there */
-  CASEMATE_CONFIGURE_LEASE = 1u << 2,   /* CASEMATE_FD_LEASE is there */
-  CASEMATE_CONFIGURE_LANDLOCK = 1u << 3,
-  CASEMATE_CONFIGURE_SECCOMP = 1u << 4,
-  CASEMATE_CONFIGURE_NO_NEW_PRIVS = 1u << 5,
-  CASEMATE_CONFIGURE_PARENT_DEATH = 1u << 6, /* PR_SET_PDEATHSIG SIGKILL */
-  CASEMATE_CONFIGURE_PAUSED = 1u << 7        /* paused at the doorbell, until RESUME */
+  CASEMATE_CONFIGURE_LEASE = 1u << 1,   /* CASEMATE_FD_LEASE is there */
+  CASEMATE_CONFIGURE_LANDLOCK = 1u << 2,
+  CASEMATE_CONFIGURE_SECCOMP = 1u << 3,
+  CASEMATE_CONFIGURE_NO_NEW_PRIVS = 1u << 4,
+  CASEMATE_CONFIGURE_PARENT_DEATH = 1u << 5, /* PR_SET_PDEATHSIG SIGKILL */
+  CASEMATE_CONFIGURE_PAUSED = 1u << 6        /* paused at the doorbell, until RESUME */
 };
 
 #define CASEMATE_MAX_VCPUS 32u
+#define CASEMATE_MAX_INITRDS 7u
 #define CASEMATE_MAX_CPUID 256u
 #define CASEMATE_MAX_ARGUMENTS_SIZE 65536u
 #define CASEMATE_MAX_COMMAND_LINE 2048u /* with its NUL: what x86 kernels take */
@@ -87,6 +89,10 @@ struct casemate_configure {
   __u32 argument_count;
   __u32 arguments_size; /* bytes */
   __u32 run_size;       /* bytes of a vCPU's mapping, KVM_GET_VCPU_MMAP_SIZE */
+  __u32 input_count;    /* at most 1, or of initrds CASEMATE_MAX_INITRDS */
+  __u32 page_shift;     /* 21 or 30: memory is of the host's huge pages, set apart for this; or 0 */
+  __u32 device_count;
+  __u32 reserved;
 };
 
 /* ---- Monitor to Node ---------------------------------------------------- */

@@ -24,9 +24,9 @@ export interface BenchOptions {
 export interface RunOptions {
   /** Path of the guest's image; absent: the built-in guest. */
   readonly guest?: string;
-  /** Paths of a Linux kernel and its initrd, and its command line. */
+  /** Paths of a Linux kernel and its initrds, and its command line. */
   readonly kernel?: string;
-  readonly initrd?: string;
+  readonly initrd?: readonly string[];
   readonly cmdline?: string;
   /** The guest's own arguments. */
   readonly args: readonly string[];
@@ -55,7 +55,7 @@ const BENCH_OPTIONS = {
 const RUN_OPTIONS = {
   ...HELP,
   kernel: { type: 'string', short: 'k' },
-  initrd: { type: 'string' },
+  initrd: { type: 'string', multiple: true },
   cmdline: { type: 'string' },
   memory: { type: 'string', short: 'm' },
   vcpus: { type: 'string' },

@@ -34,7 +34,7 @@ With --kernel the guest is a Linux: its serial console is what is typed and prin
 
 Options:
   -k, --kernel FILE  an uncompressed Linux kernel (vmlinux) instead of a guest
-      --initrd FILE  its initial RAM file system
+      --initrd FILE  its initial RAM file system; several are unpacked one over the other
       --cmdline TEXT its whole command line (default: console=ttyS0 quiet panic=-1 pci=off)
   -m, --memory MIB   memory of the VM in MiB, an even number (default: 16, with --kernel 256)
       --vcpus N      vCPUs of a Linux (default: 1)

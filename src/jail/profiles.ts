@@ -183,12 +183,17 @@ const lockedSecurebits = 0b1110_1111;
 /** What a monitor finds when it is born, besides its jail. */
 export interface MonitorDescriptors {
   readonly console: boolean;
-  readonly input: boolean;
+  /** How many files it gets as input, or as initrds. */
+  readonly inputs: number;
   /** Numbers by name; enum casemate_fd of native/vmm/wire.h. */
   readonly numbers: Readonly<
-    Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'input' | 'lease', number>
+    Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'lease', number> &
+      Record<'inputs', readonly number[]>
   >;
 }
+
+/** What an input is called in the plan. */
+export const inputName = (i: number): string => `input${i}`;
 
 /**
  * The plan that launches a monitor into a jail, in the order that ../ARCHITECTURE.md gives reasons for: what needs
@@ -200,8 +205,8 @@ export interface MonitorDescriptors {
 export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescriptors): Plan {
   const on = (layer: LayerName) => jail.layers[layer] === 'required';
   const ownUserId = on('userNamespace') && !caller.rootless;
-  const given = ['null', 'kvm', 'guest'];
-  if (monitor.input) given.push('input');
+  const inputs = monitor.numbers.inputs.slice(0, monitor.inputs).map((number, i) => [inputName(i), number] as const);
+  const given = ['null', 'kvm', 'guest', ...inputs.map(([name]) => name)];
   if (jail.networkNamespaceFd !== undefined) given.push('networkNamespace');
   if (jail.cgroupFd !== undefined) given.push('cgroup');
 
@@ -235,7 +240,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
       kvm: numbers.kvm,
       guest: numbers.guest,
       ...(monitor.console && { consoleOut: numbers.consoleOut, consoleIn: numbers.consoleIn }),
-      ...(monitor.input && { input: numbers.input }),
+      ...Object.fromEntries(inputs),
       ...(ownUserId && { lease: numbers.lease }),
     }),
     steps.chdir('/'),

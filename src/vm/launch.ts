@@ -13,7 +13,7 @@ import {
   reaped,
   runLaunch,
 } from '../jail/launcher.js';
-import { type Jail, monitorPlan } from '../jail/profiles.js';
+import { inputName, type Jail, monitorPlan } from '../jail/profiles.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
 import * as selinux from '../selinux/index.js';
@@ -75,6 +75,8 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
       flags: configurationFlags(options),
       format: options.format,
       vcpus: options.vcpus,
+      inputs: options.inputs.length,
+      pageShift: 0,
       cpl: options.cpl,
       ...vcpuFacts(kvm, options.vcpus),
       args: options.args,
@@ -85,7 +87,9 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
         null: devNull(),
         kvm,
         guest: options.guest === undefined ? builtInGuest() : files.open(names.guest, options.guest),
-        ...(options.input !== undefined && { input: files.open(names.input, options.input) }),
+        ...Object.fromEntries(
+          options.inputs.map((file, i) => [inputName(i), files.open(names.input(options.inputs, i), file)]),
+        ),
         ...(options.jail.networkNamespaceFd !== undefined && { networkNamespace: options.jail.networkNamespaceFd }),
         ...(options.jail.cgroupFd !== undefined && { cgroup: options.jail.cgroupFd }),
       },
@@ -104,8 +108,11 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
   return awaitDoorbell(id, options, plan, outcome, t0);
 }
 
-const bareMetalNames = { guest: 'options.guest', input: 'options.input' };
-const linuxNames = { guest: 'options.kernel', input: 'options.initrd' };
+const bareMetalNames = { guest: 'options.guest', input: () => 'options.input' };
+const linuxNames = {
+  guest: 'options.kernel',
+  input: ({ length }: readonly unknown[], i: number) => (length === 1 ? 'options.initrd' : `options.initrd[${i}]`),
+};
 
 const isLinux = ({ format }: ParsedOptions): boolean => format === 'linux' || format === 'pvh';
 
@@ -258,7 +265,7 @@ function checkLayers(jail: Jail): void {
   if (jail.selinuxContext !== undefined) selinux.checkContext(jail.selinuxContext);
 }
 
-function configurationFlags({ console, input, jail, startPaused }: ParsedOptions): number {
+function configurationFlags({ console, jail, startPaused }: ParsedOptions): number {
   const { flags } = wire;
   const on = (layer: 'landlock' | 'seccomp' | 'noNewPrivs') => jail.layers[layer] === 'required';
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
@@ -266,7 +273,6 @@ function configurationFlags({ console, input, jail, startPaused }: ParsedOptions
     flags.parentDeath |
     (startPaused ? flags.paused : 0) |
     (console ? flags.console : 0) |
-    (input === undefined ? 0 : flags.input) |
     (ownUserId ? flags.lease : 0) |
     (on('landlock') ? flags.landlock : 0) |
     (on('seccomp') ? flags.seccomp : 0) |
@@ -275,7 +281,7 @@ function configurationFlags({ console, input, jail, startPaused }: ParsedOptions
 }
 
 /** The numbers of the descriptors that a monitor is born with. */
-function bornWith({ console, input, jail }: ParsedOptions): number[] {
+function bornWith({ console, inputs, jail }: ParsedOptions): number[] {
   const { control, kvm, guest, lease } = wire.descriptors;
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
   return [
@@ -286,7 +292,7 @@ function bornWith({ console, input, jail }: ParsedOptions): number[] {
     kvm,
     guest,
     ...(console ? [wire.descriptors.consoleOut, wire.descriptors.consoleIn] : []),
-    ...(input === undefined ? [] : [wire.descriptors.input]),
+    ...wire.descriptors.inputs.slice(0, inputs.length),
     ...(ownUserId ? [lease] : []),
   ];
 }
@@ -294,11 +300,11 @@ function bornWith({ console, input, jail }: ParsedOptions): number[] {
 const plans = new Map<string, LaunchPlan>();
 
 /** The plan of a launch: the same for all launches that ask for the same jail. */
-function planFor({ jail, console, input }: ParsedOptions): LaunchPlan {
-  const key = `${jail.key} ${console} ${input !== undefined}`;
+function planFor({ jail, console, inputs }: ParsedOptions): LaunchPlan {
+  const key = `${jail.key} ${console} ${inputs.length}`;
   let plan = plans.get(key);
   if (plan === undefined) {
-    const monitor = { console, input: input !== undefined, numbers: wire.descriptors };
+    const monitor = { console, inputs: inputs.length, numbers: wire.descriptors };
     plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
     });

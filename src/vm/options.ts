@@ -17,8 +17,11 @@ export interface LaunchOptions {
    * port, which is {@link Vm.console}, and hardware-reduced ACPI.
    */
   kernel?: FileSource;
-  /** The initial RAM file system of `kernel`: a cpio archive, compressed as the kernel can, or several in one file. */
-  initrd?: FileSource;
+  /**
+   * The initial RAM file system of `kernel`: a cpio archive, compressed as the kernel can, or several in one file. Up to
+   * seven files are unpacked one over the other.
+   */
+  initrd?: FileSource | readonly FileSource[];
   /**
    * The command line of `kernel`, all of it; at most 2047 bytes. Default `'console=ttyS0 quiet panic=-1 pci=off'`: the
    * console is {@link Vm.console}; each byte on it costs an exit, hence only what matters; a kernel that panics ends its
@@ -67,8 +70,8 @@ export interface ParsedOptions {
   readonly format: 'auto' | 'elf' | 'flat' | 'linux' | 'pvh';
   /** Of a Linux guest its command line. */
   readonly args: readonly string[];
-  /** Of a Linux guest its initrd. */
-  readonly input: FileSource | undefined;
+  /** Of a Linux guest its initrds. */
+  readonly inputs: readonly FileSource[];
   readonly memoryMib: number;
   readonly vcpus: number;
   readonly cpl: 0 | 3;
@@ -142,7 +145,7 @@ export function parseOptions(options: unknown): ParsedOptions {
   };
 }
 
-type GuestOptions = Pick<ParsedOptions, 'guest' | 'format' | 'args' | 'input' | 'vcpus' | 'cpl'>;
+type GuestOptions = Pick<ParsedOptions, 'guest' | 'format' | 'args' | 'inputs' | 'vcpus' | 'cpl'>;
 
 function parseBareMetal(given: Record<string, unknown>): GuestOptions {
   refuse(given, linuxOnly, 'without options.kernel');
@@ -153,7 +156,7 @@ function parseBareMetal(given: Record<string, unknown>): GuestOptions {
     guest: guest === undefined ? undefined : parseFile('options.guest', guest),
     format: oneOf('options.format', format, ['auto', 'elf', 'flat']),
     args: [argv0, ...parseArgs(args, argv0)],
-    input: input === undefined ? undefined : parseFile('options.input', input),
+    inputs: input === undefined ? [] : [parseFile('options.input', input)],
     vcpus: 1,
     cpl,
   };
@@ -171,10 +174,20 @@ function parseLinux(given: Record<string, unknown>): GuestOptions {
     guest: parseFile('options.kernel', kernel),
     format: oneOf('options.bootProtocol', bootProtocol, ['linux', 'pvh']),
     args: [line],
-    input: initrd === undefined ? undefined : parseFile('options.initrd', initrd),
+    inputs: parseInitrds(initrd),
     vcpus: integer('options.vcpus', vcpus, 1, wire.maxVcpus),
     cpl: 0,
   };
+}
+
+function parseInitrds(value: unknown): FileSource[] {
+  if (value === undefined) return [];
+  if (!Array.isArray(value)) return [parseFile('options.initrd', value)];
+  if (value.length === 0 || value.length > wire.maxInitrds) {
+    throw invalid('options.initrd', `an array of 1 to ${wire.maxInitrds} files`, `one of ${value.length}`);
+  }
+  // Not value.map(), which leaves out the holes of a sparse array.
+  return Array.from(value, (file, i) => parseFile(`options.initrd[${i}]`, file));
 }
 
 /** An option of the other kind of guest is a mistake, not something to leave out of account. */

@@ -7,22 +7,30 @@
 export const wire = {
   magic: 0x766d6d63,
   version: 1,
-  descriptors: { control: 3, kvm: 4, guest: 5, consoleOut: 6, consoleIn: 7, input: 8, lease: 9 },
+  descriptors: {
+    control: 3,
+    kvm: 4,
+    guest: 5,
+    consoleOut: 6,
+    consoleIn: 7,
+    inputs: [8, 10, 11, 12, 13, 14, 15],
+    lease: 9,
+  },
   commands: { configure: 1, run: 2, pause: 3, resume: 4 },
   formats: { auto: 0, elf: 1, flat: 2, linux: 3, pvh: 4 },
   flags: {
     console: 1,
-    input: 2,
-    lease: 4,
-    landlock: 8,
-    seccomp: 16,
-    noNewPrivs: 32,
-    parentDeath: 64,
-    paused: 128,
+    lease: 2,
+    landlock: 4,
+    seccomp: 8,
+    noNewPrivs: 16,
+    parentDeath: 32,
+    paused: 64,
   },
-  configureSize: 56,
+  configureSize: 72,
   cpuidEntrySize: 40,
   maxVcpus: 32,
+  maxInitrds: 7,
   maxCpuid: 256,
   maxArgumentsSize: 65536,
   maxCommandLine: 2048,
@@ -109,6 +117,9 @@ export interface Configuration {
   cpuid: Uint8Array;
   /** Of a vCPU's mapping, in bytes. */
   runSize: number;
+  inputs: number;
+  /** Of huge pages that its memory is made of; 0: of whatever pages the kernel finds best. */
+  pageShift: 0 | 21 | 30;
   args: readonly string[];
 }
 
@@ -136,6 +147,8 @@ export function encodeConfiguration(configuration: Configuration): Uint8Array {
   words[11] = args.length;
   words[12] = bytes.length - wire.configureSize - cpuid.length;
   words[13] = configuration.runSize;
+  words[14] = configuration.inputs;
+  words[15] = configuration.pageShift;
   return bytes;
 }
 

@@ -349,15 +349,27 @@ const setupSteps: Record<SetupStep, string> = {
 withCompiler('the numbers of the control protocol are those of native/vmm/wire.h', (t) => {
   t.is<number, number>(wire.magic, c('CASEMATE_WIRE_MAGIC'));
   t.is<number, number>(wire.version, c('CASEMATE_WIRE_VERSION'));
-  const fds = { control: 'CONTROL', kvm: 'KVM', guest: 'GUEST', input: 'INPUT', lease: 'LEASE' };
+  const fds = { control: 'CONTROL', kvm: 'KVM', guest: 'GUEST', lease: 'LEASE' };
   const consoles = { consoleOut: 'CONSOLE_OUT', consoleIn: 'CONSOLE_IN' };
-  t.deepEqual<object, object>(wire.descriptors, constants({ ...fds, ...consoles }, 'CASEMATE_FD_'));
-  t.is(Math.max(...Object.values(wire.descriptors)) + 1, c('CASEMATE_FD_END'));
+  const { inputs, ...descriptors } = wire.descriptors;
+  t.deepEqual<object, object>(descriptors, constants({ ...fds, ...consoles }, 'CASEMATE_FD_'));
+  const [first, second, last] = ['INPUT', 'INITRDS', 'INITRDS_LAST'].map((name) => c(`CASEMATE_FD_${name}`)) as [
+    number,
+    number,
+    number,
+  ];
+  t.deepEqual<readonly number[], readonly number[]>(inputs, [
+    first,
+    ...Array.from({ length: last - second + 1 }, (_, i) => second + i),
+  ]);
+  t.is<number, number>(inputs.length, c('CASEMATE_MAX_INITRDS'));
+  t.is<number, number>(wire.maxInitrds, inputs.length);
+  t.is(Math.max(...Object.values(descriptors), ...inputs) + 1, c('CASEMATE_FD_END'));
   const commands = { configure: 'CONFIGURE', run: 'RUN', pause: 'PAUSE', resume: 'RESUME' };
   t.deepEqual<object, object>(wire.commands, constants(commands, 'CASEMATE_COMMAND_'));
   const formats = { auto: 'AUTO', elf: 'ELF', flat: 'FLAT', linux: 'LINUX', pvh: 'PVH' };
   t.deepEqual<object, object>(wire.formats, constants(formats, 'CASEMATE_IMAGE_'));
-  const flags = { console: 'CONSOLE', input: 'INPUT', lease: 'LEASE', landlock: 'LANDLOCK', seccomp: 'SECCOMP' };
+  const flags = { console: 'CONSOLE', lease: 'LEASE', landlock: 'LANDLOCK', seccomp: 'SECCOMP' };
   const others = { noNewPrivs: 'NO_NEW_PRIVS', parentDeath: 'PARENT_DEATH', paused: 'PAUSED' };
   t.deepEqual<object, object>(wire.flags, constants({ ...flags, ...others }, 'CASEMATE_CONFIGURE_'));
   const events = { jailed: 'JAILED', doorbell: 'DOORBELL', paused: 'PAUSED', resumed: 'RESUMED', exited: 'EXITED' };
@@ -401,7 +413,15 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
 withCompiler('a configuration is struct casemate_configure', (t) => {
   const cpuid = Uint8Array.from({ length: 80 }, (_, i) => i);
   const args = ['guest', 'ü'];
-  const numbers = { memorySize: 0x1_0020_0000, flags: 21, vcpus: 5, cpl: 3, runSize: 12288 } as const;
+  const numbers = {
+    memorySize: 0x1_0020_0000,
+    flags: 21,
+    vcpus: 5,
+    cpl: 3,
+    runSize: 12288,
+    inputs: 3,
+    pageShift: 30,
+  } as const;
   const encoded = encodeConfiguration({ ...numbers, format: 'flat', cpuid, args });
   const bytes = Buffer.from(encoded);
   const u32 = (field: string) => bytes.readUInt32LE(c(field));
@@ -418,6 +438,8 @@ withCompiler('a configuration is struct casemate_configure', (t) => {
   t.is(u32('casemate_configure.argument_count'), 2);
   t.is(u32('casemate_configure.arguments_size'), 9);
   t.is(u32('casemate_configure.run_size'), 12288);
+  t.is(u32('casemate_configure.input_count'), 3);
+  t.is(u32('casemate_configure.page_shift'), 30);
   const size = c('sizeof casemate_configure');
   t.deepEqual(bytes.subarray(size, size + 80), Buffer.from(cpuid));
   t.is(bytes.toString('utf8', size + 80), 'guest\0ü\0');

@@ -3,6 +3,9 @@
  * kernel is another matter, and needs a KVM that runs one.
  */
 import { once } from 'node:events';
+import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type LaunchOptions, launch } from 'casemate';
@@ -122,6 +125,19 @@ test('a kernel finds its initrd', async (t) => {
   const initrd = Buffer.from('an archive of files\0');
   const { output } = await run({ kernel: kernel(follow(0x218), printString, powerOff), initrd });
   t.is(output, 'an archive of files\0');
+});
+
+test('of several initrds a kernel finds one behind the other, wherever they come from', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'casemate-initrd-'));
+  t.teardown(() => rmSync(folder, { recursive: true }));
+  const [path, other] = [join(folder, 'first'), join(folder, 'last')] as const;
+  writeFileSync(path, 'by path ');
+  writeFileSync(other, 'by a descriptor\0');
+  const fd = openSync(other, 'r');
+  t.teardown(() => closeSync(fd));
+  const initrd = [path, Buffer.from('as bytes'), ...Array(4).fill(Buffer.from('....')), { fd }];
+  const { output } = await run({ kernel: kernel(follow(0x218), printString, powerOff), initrd });
+  t.is(output, 'by path as bytes................by a descriptor\0');
 });
 
 test('a kernel reads what is typed, and what was typed before it looked', async (t) => {
@@ -246,6 +262,9 @@ const senseless: readonly (readonly [step: string, options: LaunchOptions])[] = 
   ['options.vcpus', { kernel: 'k', vcpus: 1.5 }],
   ['options.kernel', { kernel: '' }],
   ['options.initrd', { kernel: 'k', initrd: 7 as never }],
+  ['options.initrd', { kernel: 'k', initrd: [] }],
+  ['options.initrd', { kernel: 'k', initrd: Array(8).fill('i') }],
+  ['options.initrd[1]', { kernel: 'k', initrd: ['i', ''] }],
   ['options.cmdline', { kernel: 'k', cmdline: 'x'.repeat(2048) }],
   ['options.cmdline', { kernel: 'k', cmdline: 'é'.repeat(1024) }],
   ['options.cmdline', { kernel: 'k', cmdline: 'a\0b' }],
@@ -261,4 +280,6 @@ test('a kernel that is not there is an error about the file', async (t) => {
   t.is((await refused(t, { kernel: '/nonexistent' }, 'ERR_CASEMATE_FILE')).step, 'options.kernel');
   const options = { kernel: kernel(loop), initrd: '/nonexistent' };
   t.is((await refused(t, options, 'ERR_CASEMATE_FILE')).step, 'options.initrd');
+  const several = { kernel: kernel(loop), initrd: [Buffer.from('i'), '/nonexistent'] };
+  t.is((await refused(t, several, 'ERR_CASEMATE_FILE')).step, 'options.initrd[1]');
 });
