@@ -20,6 +20,8 @@ export type ErrorCode =
   | 'ERR_CASEMATE_LAYER_UNAVAILABLE'
   /** A tap of the VM, or the socket of its network, cannot be had. */
   | 'ERR_CASEMATE_NETWORK'
+  /** Limits were asked for that cannot be set here (cgroup v1, a controller or a right missing); the message says why. */
+  | 'ERR_CASEMATE_LIMITS'
   /** A namespace cannot be made here (sysctl, AppArmor, seccomp of a container); the message says of which kind. */
   | 'ERR_CASEMATE_NAMESPACES'
   /** A step of the launch plan failed; `step` names it. */

@@ -10,6 +10,7 @@ export type { ExitMessage, LaunchMessage } from './vm/channels.js';
 export type { Evidence, EvidenceLayer } from './vm/evidence.js';
 export { describeExit, type VmExit } from './vm/exit.js';
 export { launch, warmUp } from './vm/launch.js';
+export type { IoLimit, Limits } from './vm/limits.js';
 export type { FileSource, LaunchOptions } from './vm/options.js';
 export type { Timeline } from './vm/timeline.js';
 export { Vm, type VmEvents, type VmState } from './vm/vm.js';

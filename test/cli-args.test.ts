@@ -52,6 +52,17 @@ test('run without a guest runs the built-in one', (t) => {
   t.deepEqual(parseCommand(['run', '--timeline', '--evidence']), { ...plain, timeline: true, evidence: true });
 });
 
+test('limits of run are numbers', (t) => {
+  t.deepEqual(parseCommand(['run', '--memory-limit', '64', '--cpus', '0.5', '--pids', '16']), {
+    ...plain,
+    limits: { memoryMib: 64, cpus: 0.5, pids: 16 },
+  });
+  t.deepEqual(parseCommand(['run', '--cpus=2']), { ...plain, limits: { cpus: 2 } });
+  for (const bad of ['--cpus=half', '--cpus=-1', '--memory-limit=1.5', '--pids=']) {
+    t.throws(() => parseCommand(['run', bad]), unusable);
+  }
+});
+
 test('every option of run is understood', (t) => {
   const argv = ['run', '--memory', '32', '--cpl', '0', '--input', 'in', '--timeout', '500', '--json', 'guest.elf'];
   const expected = { ...plain, guest: 'guest.elf', memoryMib: 32, cpl: 0, input: 'in', timeoutMs: 500, json: true };

@@ -25,7 +25,8 @@ Napi::Function Child::define(Napi::Env env) {
                      {InstanceAccessor<&Child::pid>("pid"), InstanceMethod<&Child::watch>("watch"),
                       InstanceMethod<&Child::send>("send"), InstanceMethod<&Child::kill>("kill"),
                       InstanceMethod<&Child::keep_alive>("keepAlive"),
-                      InstanceMethod<&Child::take_descriptor>("takeDescriptor")});
+                      InstanceMethod<&Child::take_descriptor>("takeDescriptor"),
+                      InstanceMethod<&Child::cgroup_file>("cgroupFile")});
 }
 
 Napi::Object Child::create(Napi::Env env, Napi::Function constructor, Parts parts) {
@@ -61,8 +62,9 @@ Napi::Value Child::pid(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(parts_.pid));
 }
 
-/// watch(onMessage(bytes), onExit(code, signal)): once. Keeps this object, and the
-/// event loop, alive until the process has ended.
+/// watch(onMessage(bytes), onExit(code, signal, memoryEvents)): once. Keeps this object, and the
+/// event loop, alive until the process has ended. memoryEvents is the text of that file of a cgroup
+/// made for it, or empty.
 void Child::watch(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   on_message_ = Napi::Persistent(info[0].As<Napi::Function>());
@@ -125,6 +127,9 @@ void Child::on_end() {
   control_poll_.reset();
   parts_.control.reset();
   Napi::Env env = Env();
+  // Empty where it has no cgroup of its own, or that no limit of memory.
+  sys::Result<std::string> events = parts_.cgroup.read("memory.events");
+  parts_.cgroup.remove();
   bool exited = info.si_code == CLD_EXITED;
   Napi::Value code = exited ? Napi::Value(Napi::Number::New(env, info.si_status)) : env.Null();
   Napi::Value signal = exited ? env.Null() : Napi::Value(Napi::Number::New(env, info.si_status));
@@ -132,7 +137,7 @@ void Child::on_end() {
   on_exit_.Reset();
   on_message_.Reset();
   Unref();
-  on_exit.Call({code, signal});
+  on_exit.Call({code, signal, Napi::String::New(env, events ? events.value() : "")});
 }
 
 /// send(bytes): one message. EPIPE where the process has hung up already.
@@ -164,6 +169,13 @@ void Child::keep_alive(const Napi::CallbackInfo& info) {
 /// takeDescriptor(slot): the caller owns it now; -1 where there is none.
 Napi::Value Child::take_descriptor(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), take(info[0].As<Napi::Number>()).release());
+}
+
+/// cgroupFile(name): what the kernel says there of the cgroup that was made for it.
+Napi::Value Child::cgroup_file(const Napi::CallbackInfo& info) {
+  std::string file = info[0].As<Napi::String>();
+  return Napi::String::New(
+      info.Env(), casemate::addon::take(info.Env(), parts_.cgroup.read(file), file.c_str()));
 }
 
 sys::Fd Child::take(std::uint32_t slot) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "addon/cgroup.hpp"
 #include "addon/poll.hpp"
 #include "sys/fd.hpp"
 
@@ -21,6 +22,7 @@ public:
     sys::Fd pidfd; // until it has been reaped
     sys::Fd control;
     std::vector<std::pair<std::uint32_t, sys::Fd>> others; // by slot
+    Cgroup cgroup;                                         // made for it, where it has limits
 
     Parts() = default;
     Parts(Parts&&) = default;
@@ -45,6 +47,7 @@ private:
   void kill(const Napi::CallbackInfo& info);
   void keep_alive(const Napi::CallbackInfo& info);
   Napi::Value take_descriptor(const Napi::CallbackInfo& info);
+  Napi::Value cgroup_file(const Napi::CallbackInfo& info);
 
   void on_control();
   void on_end();

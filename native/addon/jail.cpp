@@ -1,5 +1,6 @@
 // The launcher as JavaScript sees it. Plans arrive encoded (src/jail/encode.ts) and
 // are checked here, before anything exists; outcomes leave as numbers and buffers.
+#include "addon/cgroup.hpp"
 #include "addon/child.hpp"
 #include "addon/errors.hpp"
 #include "addon/file.hpp"
@@ -33,6 +34,7 @@ struct Flight {
   std::shared_ptr<const Plan::Contents> plan;
   std::vector<std::byte> configuration;
   Napi::FunctionReference callback;
+  Cgroup cgroup; // goes with the process, or, where there was none, with this
 };
 
 class LauncherObject : public Napi::ObjectWrap<LauncherObject> {
@@ -89,7 +91,7 @@ public:
     }
     launcher_.reset(); // waits for the tasks
     for (auto& flight : flights_) {
-      take_parts(flight->launch); // that nobody asks for any more, and so they end here
+      take_parts(*flight); // that nobody asks for any more, and so they end here
     }
   }
 
@@ -101,9 +103,9 @@ private:
     }
   }
 
-  /// launch(plan, descriptors, configuration, timeout, callback(outcome)): an id for
+  /// launch(plan, descriptors, configuration, timeout, callback(outcome), cgroup?): an id for
   /// cancel(). The configuration is what a program with a control socket finds there; the
-  /// timeout, in milliseconds, is for its announcement.
+  /// timeout, in milliseconds, is for its announcement; a cgroup made for it is taken.
   Napi::Value launch(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     auto flight = std::make_unique<Flight>();
@@ -127,6 +129,9 @@ private:
     launch.deadline =
         jail::monotonic_ns() + info[3].As<Napi::Number>().Uint32Value() * std::uint64_t{1'000'000};
     flight->callback = Napi::Persistent(info[4].As<Napi::Function>());
+    if (info[5].IsObject()) {
+      flight->cgroup = CgroupObject::Unwrap(info[5].As<Napi::Object>())->take();
+    }
     std::uint32_t id = flight->id = next_id_++;
     flights_.push_back(std::move(flight));
     if (flights_.size() == 1) {
@@ -181,7 +186,7 @@ private:
       }
       Napi::HandleScope scope(Env());
       try {
-        flight->callback.Call({outcome(flight->launch)});
+        flight->callback.Call({outcome(*flight)});
       } catch (const Napi::Error& error) {
         // The environment is about to end; the other launches are still to be taken care of.
         napi_fatal_exception(Env(), error.Value());
@@ -190,9 +195,10 @@ private:
     }
   }
 
-  Napi::Object outcome(Launch& launch) {
+  Napi::Object outcome(Flight& flight) {
     Napi::Env env = Env();
-    Child::Parts parts = take_parts(launch);
+    Launch& launch = flight.launch;
+    Child::Parts parts = take_parts(flight);
     auto result = Napi::Object::New(env);
     result.Set("stage", Napi::Number::New(env, static_cast<std::uint32_t>(launch.failed)));
     result.Set("userId", Napi::Number::New(env, launch.user_id));
@@ -224,8 +230,12 @@ private:
   }
 
   /// What a launch has made: its process, and our ends of its sockets.
-  static Child::Parts take_parts(Launch& launch) {
+  static Child::Parts take_parts(Flight& flight) {
+    Launch& launch = flight.launch;
     Child::Parts parts;
+    if (launch.pidfd >= 0) {
+      parts.cgroup = std::move(flight.cgroup);
+    }
     parts.pid = launch.pid;
     parts.pidfd.reset(std::exchange(launch.pidfd, -1));
     for (std::uint32_t slot = launch.given; slot < CASEMATE_SLOTS; ++slot) {
@@ -296,6 +306,7 @@ Napi::Value landlock_abi(const Napi::CallbackInfo& info) {
 
 void init_jail(Napi::Env env, Napi::Object exports) {
   exports.Set("Launcher", LauncherObject::define(env));
+  exports.Set("Cgroup", CgroupObject::define(env));
   exports.Set("Child", Child::define(env));
   exports.Set("File", File::define(env));
   exports.Set("Plan", Plan::define(env));

@@ -32,6 +32,8 @@ export interface RunOptions {
   readonly args: readonly string[];
   readonly memoryMib?: number;
   readonly vcpus?: number;
+  /** What the VM may take of the host. */
+  readonly limits?: { readonly memoryMib?: number; readonly cpus?: number; readonly pids?: number };
   readonly cpl?: 0 | 3;
   /** Path of the file that the guest finds in its memory. */
   readonly input?: string;
@@ -59,6 +61,9 @@ const RUN_OPTIONS = {
   cmdline: { type: 'string' },
   memory: { type: 'string', short: 'm' },
   vcpus: { type: 'string' },
+  'memory-limit': { type: 'string' },
+  cpus: { type: 'string' },
+  pids: { type: 'string' },
   cpl: { type: 'string' },
   input: { type: 'string', short: 'i' },
   timeout: { type: 'string', short: 't' },
@@ -123,6 +128,7 @@ function parseRun(argv: readonly string[]): Command {
   const { values, rest } = parse('run', argv, RUN_OPTIONS);
   if (values.help) return { name: 'help', topic: 'run' };
   const [guest, ...args] = rest;
+  const limits = parseLimits(values);
   if (values.kernel !== undefined && guest !== undefined)
     throw usage('run', `Unexpected argument '${guest}' with --kernel`);
   return {
@@ -137,9 +143,20 @@ function parseRun(argv: readonly string[]): Command {
     ...(values.cmdline !== undefined && { cmdline: values.cmdline }),
     ...(values.memory !== undefined && { memoryMib: wholeNumber('run', '--memory', values.memory) }),
     ...(values.vcpus !== undefined && { vcpus: wholeNumber('run', '--vcpus', values.vcpus) }),
+    ...(limits !== undefined && { limits }),
     ...(values.cpl !== undefined && { cpl: privilegeLevel(values.cpl) }),
     ...(values.input !== undefined && { input: values.input }),
     ...(values.timeout !== undefined && { timeoutMs: wholeNumber('run', '--timeout', values.timeout) }),
+  };
+}
+
+function parseLimits(values: { 'memory-limit'?: string; cpus?: string; pids?: string }): RunOptions['limits'] {
+  const { 'memory-limit': memory, cpus, pids } = values;
+  if (memory === undefined && cpus === undefined && pids === undefined) return undefined;
+  return {
+    ...(memory !== undefined && { memoryMib: wholeNumber('run', '--memory-limit', memory) }),
+    ...(cpus !== undefined && { cpus: decimalNumber('run', '--cpus', cpus) }),
+    ...(pids !== undefined && { pids: wholeNumber('run', '--pids', pids) }),
   };
 }
 
@@ -162,6 +179,11 @@ function parse<const T extends OptionTable>(topic: Topic, argv: readonly string[
 
 function wholeNumber(topic: Topic, option: string, text: string): number {
   if (!/^\d{1,15}$/.test(text)) throw usage(topic, `${option} takes a whole number, not '${text}'`);
+  return Number(text);
+}
+
+function decimalNumber(topic: Topic, option: string, text: string): number {
+  if (!/^\d{1,9}(\.\d{1,9})?$/.test(text)) throw usage(topic, `${option} takes a number, not '${text}'`);
   return Number(text);
 }
 

@@ -39,6 +39,8 @@ Options:
   -m, --memory MIB   memory of the VM in MiB, an even number (default: 16, with --kernel 256)
       --vcpus N      vCPUs of a Linux (default: 1)
   -i, --input FILE   a file that the guest finds in its memory
+      --memory-limit MIB, --cpus NUMBER, --pids NUMBER
+                     what the VM may take of the host: memory, processors (0.5 is half of one), tasks
   -t, --timeout MS   end the VM after so many milliseconds
       --cpl 0|3      privilege level at which the guest runs (default: 3, native on every kind of KVM)
       --json         print one JSON object instead of the guest's output: how it ended, what it printed
@@ -53,7 +55,7 @@ Exit codes:
   130, 143, 129      ended by Ctrl-C, SIGTERM or SIGHUP
   134                the guest crashed: a fault, a triple fault, a kernel's panic, a call that its machine does not
                      have
-  137                the VM was killed from outside
+  137                the VM was killed from outside, or needed more memory than --memory-limit
   141                whoever read the output went away
 
 Set CASEMATE_DEBUG=1 to see whole errors.

@@ -48,13 +48,17 @@ const SPELLINGS: Readonly<Record<string, string>> = {
   'options.initrd': '--initrd',
   'options.cmdline': '--cmdline',
   'options.memoryMib': '--memory',
+  'options.limits.memoryMib': '--memory-limit',
+  'options.limits.cpus': '--cpus',
+  'options.limits.pids': '--pids',
+  'options.limits': 'the limits',
   'options.input': '--input',
   'options.timeoutMs': '--timeout',
 };
 
 /** The library speaks of its options; whoever reads this gave them as arguments. */
 function inOurWords(text: string): string {
-  return text.replace(/options\.\w+/g, (option) => SPELLINGS[option] ?? option);
+  return text.replace(/options(\.\w+)+/g, (option) => SPELLINGS[option] ?? option);
 }
 
 try {

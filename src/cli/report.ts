@@ -22,6 +22,7 @@ export function exitCodeOf(exit: VmExit): number {
     case 'timeout':
       return TIMED_OUT;
     case 'killed':
+    case 'out-of-memory':
       return KILLED;
     case 'fault':
     case 'shutdown':

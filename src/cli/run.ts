@@ -41,7 +41,7 @@ async function runGuest(options: RunOptions, signal: AbortSignal): Promise<numbe
 }
 
 function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions {
-  const { guest, kernel, initrd, cmdline, args, memoryMib, vcpus, cpl, input, timeoutMs } = options;
+  const { guest, kernel, initrd, cmdline, args, memoryMib, vcpus, limits, cpl, input, timeoutMs } = options;
   return {
     ...(kernel === undefined && { args: [...args] }),
     signal,
@@ -52,6 +52,7 @@ function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions 
     ...(cmdline !== undefined && { cmdline }),
     ...(memoryMib !== undefined && { memoryMib }),
     ...(vcpus !== undefined && { vcpus }),
+    ...(limits !== undefined && { limits }),
     ...(cpl !== undefined && { cpl }),
     ...(input !== undefined && { input }),
     ...(timeoutMs !== undefined && { timeoutMs }),

@@ -7,6 +7,7 @@ import { builtFile, native } from '../native.js';
 import type { EncodedPlan } from './encode.js';
 import {
   moments,
+  type NativeCgroup,
   type NativeChild,
   type NativeFile,
   type NativeLauncher,
@@ -130,6 +131,8 @@ export interface LaunchRequest {
   readonly descriptors: Readonly<Record<string, number | NativeFile>>;
   /** What a program with a control protocol finds at its birth. */
   readonly configuration?: Uint8Array;
+  /** Made for this process, which is born in it by its descriptor; taken, and removed at the end. */
+  readonly cgroup?: NativeCgroup | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -149,14 +152,15 @@ export interface LaunchOutcome {
 }
 
 /** Runs one launch. Never rejects: a failed launch has its `stage`, and a `child` to reap where there is one. */
-export function runLaunch({ plan, descriptors, configuration, signal }: LaunchRequest): Promise<LaunchOutcome> {
+export function runLaunch({ plan, descriptors, configuration, cgroup, signal }: LaunchRequest): Promise<LaunchOutcome> {
   const given = plan.given.map((name) => descriptors[name] ?? -1);
   return new Promise((resolve) => {
     const on = launcher();
-    const id = on.launch(plan.native, given, configuration, announcementTimeoutMs, (outcome) => {
+    const done = (outcome: NativeOutcome) => {
       unlisten();
       resolve(describeOutcome(plan, outcome));
-    });
+    };
+    const id = on.launch(plan.native, given, configuration, announcementTimeoutMs, done, cgroup);
     const unlisten = onAbort(signal, () => on.cancel(id));
   });
 }
@@ -308,13 +312,20 @@ export function devNull(): number {
   return nullDevice;
 }
 
+/** How a process ended, and what of it its cgroup says. */
+export interface ChildEnd {
+  readonly code: number | null;
+  readonly signal: number | null;
+  readonly memoryEvents: string;
+}
+
 /** Waits until a child of a failed launch is gone, so that a failure leaves nothing behind. */
-export function reaped(child: NativeChild | undefined): Promise<{ code: number | null; signal: number | null }> {
-  if (child === undefined) return Promise.resolve({ code: null, signal: null });
+export function reaped(child: NativeChild | undefined): Promise<ChildEnd> {
+  if (child === undefined) return Promise.resolve({ code: null, signal: null, memoryEvents: '' });
   return new Promise((resolve) =>
     child.watch(
       () => {},
-      (code, signal) => resolve({ code, signal }),
+      (code, signal, memoryEvents) => resolve({ code, signal, memoryEvents }),
     ),
   );
 }

@@ -14,6 +14,15 @@ export interface JailBinding {
   File: new (
     source: string | Uint8Array,
   ) => NativeFile;
+  /**
+   * A new cgroup in the directory `parent`, these files written. An error of one of them has it as its path, and leaves no
+   * cgroup.
+   */
+  Cgroup: new (
+    parent: number,
+    name: string,
+    files: readonly (readonly [file: string, text: string])[],
+  ) => NativeCgroup;
   /** Takes our end of a stream socket of the plan from a child, by slot. `null` is the end of what can be read. */
   Stream: new (
     child: NativeChild,
@@ -59,7 +68,7 @@ export interface NativeLauncher {
   /**
    * The outcome always comes. Descriptors, in the plan's order, are copied and stay the caller's; files are taken.
    * `configuration` is for programs with a control protocol, and so is the timeout: for their announcement, in
-   * milliseconds.
+   * milliseconds. A cgroup that was made for it is taken, and removed with its process.
    */
   launch(
     plan: NativePlan,
@@ -67,6 +76,7 @@ export interface NativeLauncher {
     configuration: Uint8Array | undefined,
     timeoutMs: number,
     callback: (outcome: NativeOutcome) => void,
+    cgroup?: NativeCgroup,
   ): number;
   /** A launch that still waits for its monitor's first message gives up. */
   cancel(id: number): void;
@@ -114,22 +124,35 @@ export interface NativeOutcome {
 
 export interface NativeChild {
   readonly pid: number;
-  /** Once. Keeps the event loop alive until the end. `size` is the message's own, `bytes` at most 512 of it. */
+  /**
+   * Once. Keeps the event loop alive until the end. `size` is the message's own, `bytes` at most 512 of it.
+   * `memoryEvents` is that file of a cgroup that was made for it, or empty.
+   */
   watch(
     onMessage: (bytes: Buffer, size: number) => void,
-    onExit: (code: number | null, signal: number | null) => void,
+    onExit: (code: number | null, signal: number | null, memoryEvents: string) => void,
   ): void;
   send(bytes: Uint8Array): void;
   kill(signal: number): void;
   keepAlive(yes: boolean): void;
   /** Our end of a socket pair of the plan, by slot; -1 where it was taken already. */
   takeDescriptor(slot: number): number;
+  /** What a file of a cgroup that was made for it says. */
+  cgroupFile(name: string): string;
 }
 
 /** A file that is owned by this object until a launch takes it. */
 export interface NativeFile {
   /** In bytes; -1 for what is no regular file. */
   readonly size: number;
+  close(): void;
+}
+
+/** A cgroup that is owned, and removed at the end, by this object until a launch takes it. */
+export interface NativeCgroup {
+  /** Its directory; -1 once it has been taken. */
+  readonly fd: number;
+  /** Removes it. */
   close(): void;
 }
 

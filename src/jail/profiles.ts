@@ -185,6 +185,8 @@ export interface MonitorDescriptors {
   readonly console: boolean;
   /** How many files it gets as input, or as initrds. */
   readonly inputs: number;
+  /** It is born in a cgroup: the jail's, or one that was made for it. */
+  readonly cgroup: boolean;
   /** Numbers by name; enum casemate_fd of native/vmm/wire.h. */
   readonly numbers: Readonly<
     Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'lease', number> &
@@ -208,7 +210,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
   const inputs = monitor.numbers.inputs.slice(0, monitor.inputs).map((number, i) => [inputName(i), number] as const);
   const given = ['null', 'kvm', 'guest', ...inputs.map(([name]) => name)];
   if (jail.networkNamespaceFd !== undefined) given.push('networkNamespace');
-  if (jail.cgroupFd !== undefined) given.push('cgroup');
+  if (monitor.cgroup) given.push('cgroup');
 
   const list: Step[] = [];
   if (jail.selinuxContext !== undefined) {
@@ -263,7 +265,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
   return {
     clone: cloneLayers.filter(([layer]) => on(layer)).map(([, kind]) => kind),
     descriptors: given,
-    cgroup: jail.cgroupFd === undefined ? undefined : 'cgroup',
+    cgroup: monitor.cgroup ? 'cgroup' : undefined,
     steps: list,
     check,
   };

@@ -36,7 +36,7 @@ export class JailedProcess implements AsyncDisposable {
     this.#slots = slots;
     this.pid = child.pid;
     this.steps = steps;
-    this.exited = reaped(child);
+    this.exited = reaped(child).then(({ code, signal }) => ({ code, signal }));
   }
 
   /** Sends a signal by pidfd; nothing happens where it has ended. */

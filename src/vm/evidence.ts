@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { isSystemError } from '../errors.js';
+import type { CgroupSettings } from '../jail/cgroup.js';
 import { type Jail, type LayerName, monitorLimits } from '../jail/profiles.js';
 import type { NamespaceKind } from '../jail/steps.js';
 
@@ -36,6 +37,8 @@ export interface EvidenceRequest {
   readonly rootless: boolean;
   /** The monitor's user id, as Node's user namespace has it. */
   readonly userId: number;
+  /** Of the cgroup that was made for it: the files of its limits with what was written, and what is in them now. */
+  readonly limits: { readonly files: CgroupSettings['files']; readonly read: (file: string) => string } | undefined;
   /** Descriptors that it was born with. */
   readonly descriptors: readonly number[];
 }
@@ -91,6 +94,7 @@ function read(pid: number, request: EvidenceRequest): Evidence {
     reader.keyring(),
     reader.environment(),
     reader.cgroup(),
+    reader.cgroupLimits(),
     reader.selinux(),
     reader.descriptors(),
   ];
@@ -283,12 +287,32 @@ class Reader {
   }
 
   cgroup(): EvidenceLayer {
-    const wanted = this.#request.jail.cgroupFd !== undefined;
-    return this.#layer('cgroup', wanted ? 'born in the one given' : 'the one of Node', () => {
+    const { jail, limits } = this.#request;
+    const wanted = jail.cgroupFd !== undefined || limits !== undefined;
+    const asked =
+      limits !== undefined ? 'born in one of its own' : wanted ? 'born in the one given' : 'the one of Node';
+    return this.#layer('cgroup', asked, () => {
       const theirs = this.#read('cgroup').trim();
       const shared = theirs === readFileSync('/proc/self/cgroup', 'utf8').trim();
       const unified = theirs.split('\n').find((line) => line.startsWith('0::')) ?? theirs.split('\n')[0] ?? '';
       return { observed: unified, ok: !wanted || !shared };
+    });
+  }
+
+  /** What was asked for is in its file; for devices, among what the kernel has added there for the rates not given. */
+  cgroupLimits(): EvidenceLayer {
+    const { limits } = this.#request;
+    if (limits === undefined) {
+      return { layer: 'limits', asked: 'off', observed: 'off', ok: true, source: 'launch' };
+    }
+    const asked = limits.files.map((setting) => setting.join(' ')).join(', ');
+    return this.#layer('limits', asked, () => {
+      const found = limits.files.map(([file, text]) => {
+        const lines = limits.read(file).trim().split('\n');
+        const line = lines.find((one) => text.split(' ').every((word) => one.split(' ').includes(word)));
+        return { ok: line !== undefined, observed: `${file} ${line ?? lines.join('; ')}` };
+      });
+      return { observed: found.map(({ observed }) => observed).join(', '), ok: found.every(({ ok }) => ok) };
     });
   }
 

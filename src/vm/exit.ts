@@ -1,4 +1,6 @@
 import { constants } from 'node:os';
+import type { ChildEnd } from '../jail/launcher.js';
+import { killedForMemory } from './limits.js';
 import type { ExitedEvent, GuestRegisters } from './wire.js';
 
 /** How a VM ended. */
@@ -33,6 +35,8 @@ export type VmExit =
   | { readonly reason: 'host-error'; readonly errno: number }
   /** `kill()`, a disposal, an aborted signal, or somebody else's SIGKILL; also a monitor that hung up and lived on. */
   | { readonly reason: 'killed' }
+  /** It needed more memory than its limit, `limits.memoryMib`. */
+  | { readonly reason: 'out-of-memory' }
   /** `timeoutMs` passed. */
   | { readonly reason: 'timeout' }
   /** The monitor itself ended: by a signal, or at a system call that its seccomp filter refuses. */
@@ -95,7 +99,8 @@ export function exitOf(event: ExitedEvent): VmExit {
 }
 
 /** The end of a monitor that said nothing. */
-export function crashOf(code: number | null, signal: number | null, blockedSyscall: string | undefined): VmExit {
+export function crashOf({ code, signal, memoryEvents }: ChildEnd, blockedSyscall: string | undefined): VmExit {
+  if (killedForMemory(memoryEvents)) return { reason: 'out-of-memory' };
   if (signal === constants.signals.SIGKILL && blockedSyscall === undefined) return { reason: 'killed' };
   const names = Object.entries(constants.signals) as [NodeJS.Signals, number][];
   return {
@@ -132,6 +137,8 @@ export function describeExit(exit: VmExit): string {
       return `a system call of the monitor failed (errno ${-exit.errno})`;
     case 'killed':
       return 'the VM was killed';
+    case 'out-of-memory':
+      return 'the VM needed more memory than its limit';
     case 'timeout':
       return 'the VM ran out of its time';
     case 'monitor-crashed': {

@@ -1,7 +1,9 @@
 import { onAbort } from '../abort.js';
 import { abortError, CasemateError } from '../errors.js';
+import { type CgroupSettings, checkLimits, limitedCgroup } from '../jail/cgroup.js';
 import { encodePlan } from '../jail/encode.js';
 import {
+  type ChildEnd,
   caller,
   devNull,
   expectLaunch,
@@ -18,9 +20,10 @@ import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
 import * as selinux from '../selinux/index.js';
 import { channels } from './channels.js';
-import { describeExit } from './exit.js';
+import { describeExit, type VmExit } from './exit.js';
 import { builtInGuest, LaunchFiles } from './files.js';
 import { kvmDevice, vcpuFacts } from './kvm-device.js';
+import { killedForMemory } from './limits.js';
 import { type LaunchOptions, type ParsedOptions, parseOptions } from './options.js';
 import { timeline } from './timeline.js';
 import { Vm } from './vm.js';
@@ -65,6 +68,7 @@ export async function launch(options: LaunchOptions = {}): Promise<Vm> {
 async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Promise<Vm> {
   checkLayers(options.jail);
   const files = new LaunchFiles();
+  const cgroup = options.limits && limitedCgroup(options.limits);
   let launching: Promise<LaunchOutcome>;
   const plan = planFor(options);
   const names = isLinux(options) ? linuxNames : bareMetalNames;
@@ -91,13 +95,16 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
           options.inputs.map((file, i) => [inputName(i), files.open(names.input(options.inputs, i), file)]),
         ),
         ...(options.jail.networkNamespaceFd !== undefined && { networkNamespace: options.jail.networkNamespaceFd }),
-        ...(options.jail.cgroupFd !== undefined && { cgroup: options.jail.cgroupFd }),
+        ...(bornInCgroup(options) && { cgroup: cgroup?.handle.fd ?? (options.jail.cgroupFd as number) }),
       },
       configuration,
+      cgroup: cgroup?.handle,
       signal: options.signal,
     });
   } finally {
-    files.close(); // Those that the launcher has not taken.
+    // What the launcher has not taken.
+    files.close();
+    cgroup?.handle.close();
   }
   const outcome = await launching;
   if (outcome.stage !== 'none' || outcome.child === undefined) {
@@ -105,7 +112,7 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
     if (options.signal?.aborted) throw abortError(options.signal);
     throw outcome.stage === 'monitor' ? monitorError(options, outcome, end) : launchError(outcome);
   }
-  return awaitDoorbell(id, options, plan, outcome, t0);
+  return awaitDoorbell(id, options, plan, outcome, cgroup?.files, t0);
 }
 
 const bareMetalNames = { guest: 'options.guest', input: () => 'options.input' };
@@ -113,6 +120,7 @@ const linuxNames = {
   guest: 'options.kernel',
   input: ({ length }: readonly unknown[], i: number) => (length === 1 ? 'options.initrd' : `options.initrd[${i}]`),
 };
+const bornInCgroup = ({ limits, jail }: ParsedOptions): boolean => limits !== undefined || jail.cgroupFd !== undefined;
 
 const isLinux = ({ format }: ParsedOptions): boolean => format === 'linux' || format === 'pvh';
 
@@ -122,12 +130,14 @@ async function awaitDoorbell(
   options: ParsedOptions,
   plan: LaunchPlan,
   outcome: LaunchOutcome,
+  limits: CgroupSettings['files'] | undefined,
   t0: bigint,
 ): Promise<Vm> {
   const { jail, signal } = options;
+  const child = outcome.child as NonNullable<LaunchOutcome['child']>;
   const vm = new Vm({
     id,
-    child: outcome.child as NonNullable<LaunchOutcome['child']>,
+    child,
     console: options.console
       ? { output: plan.slots.get('ourConsoleOut') as number, input: plan.slots.get('ourConsoleIn') as number }
       : undefined,
@@ -138,6 +148,7 @@ async function awaitDoorbell(
       rootless: caller().rootless,
       // What a rootless launcher calls 0, in a user namespace of its own, is the caller.
       userId: caller().rootless ? caller().uid : outcome.userId,
+      limits: limits && { files: limits, read: (file) => child.cgroupFile(file) },
       descriptors: bornWith(options),
     }),
   });
@@ -175,7 +186,7 @@ async function startError(vm: Vm, options: ParsedOptions): Promise<Error> {
       remedy: 'Treat the guest as hostile: this is what a taken-over monitor does.',
     });
   }
-  const sign = isLinux(options) ? 'access to a device' : 'hypercall';
+  const sign = firstSign(options);
   if (exit.reason === 'timeout') {
     return new CasemateError('ERR_CASEMATE_TIMEOUT', `The guest made no ${sign} within its time; it was killed`, {
       step: 'guest',
@@ -184,21 +195,32 @@ async function startError(vm: Vm, options: ParsedOptions): Promise<Error> {
         : 'Ring the doorbell early (docs/guest-abi.md), or raise options.startTimeoutMs or options.timeoutMs.',
     });
   }
+  return earlyExit(options, exit);
+}
+
+/** @param exit - of a VM whose guest has not rung. */
+function earlyExit(options: ParsedOptions, exit: VmExit): CasemateError {
+  const sign = firstSign(options);
   return new CasemateError('ERR_CASEMATE_EARLY_EXIT', `Before its first ${sign} ${describeExit(exit)}`, {
     step: 'guest',
-    remedy: isLinux(options)
-      ? 'Is it a kernel for x86-64, and is there enough memory for it in options.memoryMib?'
-      : 'Is the guest built for the ABI of docs/guest-abi.md, and for this CPL?',
+    remedy: earlyExitRemedy(options, exit),
     cause: exit,
   });
 }
 
+function earlyExitRemedy(options: ParsedOptions, exit: VmExit): string {
+  if (exit.reason === 'out-of-memory') return 'Raise options.limits.memoryMib: it has to do for the monitor, too.';
+  return isLinux(options)
+    ? 'Is it a kernel for x86-64, and is there enough memory for it in options.memoryMib?'
+    : 'Is the guest built for the ABI of docs/guest-abi.md, and for this CPL?';
+}
+
+/** How a guest first shows that it runs. */
+const firstSign = (options: ParsedOptions): string => (isLinux(options) ? 'access to a device' : 'hypercall');
+
 /** A monitor that gave up before it was released. */
-function monitorError(
-  options: ParsedOptions,
-  outcome: LaunchOutcome,
-  end: { code: number | null; signal: number | null },
-): CasemateError {
+function monitorError(options: ParsedOptions, outcome: LaunchOutcome, end: ChildEnd): CasemateError {
+  if (killedForMemory(end.memoryEvents)) return earlyExit(options, { reason: 'out-of-memory' });
   const event = outcome.event && decodeEvent(outcome.event, outcome.event.length);
   if (event?.type === 'failed') return failureError(options, event);
   if (outcome.error?.code === 'ETIMEDOUT') {
@@ -300,11 +322,13 @@ function bornWith({ console, inputs, jail }: ParsedOptions): number[] {
 const plans = new Map<string, LaunchPlan>();
 
 /** The plan of a launch: the same for all launches that ask for the same jail. */
-function planFor({ jail, console, inputs }: ParsedOptions): LaunchPlan {
-  const key = `${jail.key} ${console} ${inputs.length}`;
+function planFor(options: ParsedOptions): LaunchPlan {
+  const { jail, console, inputs } = options;
+  const cgroup = bornInCgroup(options);
+  const key = `${jail.key} ${console} ${inputs.length} ${cgroup}`;
   let plan = plans.get(key);
   if (plan === undefined) {
-    const monitor = { console, inputs: inputs.length, numbers: wire.descriptors };
+    const monitor = { console, inputs: inputs.length, cgroup, numbers: wire.descriptors };
     plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
     });
@@ -324,6 +348,7 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   const parsed = parseOptions(options);
   checkLayers(parsed.jail);
   vcpuFacts(kvmDevice(parsed.kvmFd), parsed.vcpus);
+  if (parsed.limits !== undefined) checkLimits(parsed.limits);
   planFor(parsed);
   devNull();
   if (parsed.guest === undefined) builtInGuest();

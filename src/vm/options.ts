@@ -1,5 +1,7 @@
 import { boolean, descriptor, integer, invalid, object, oneOf, string } from '../is.js';
+import type { CgroupSettings } from '../jail/cgroup.js';
 import { type Jail, type JailOptions, parseJail } from '../jail/profiles.js';
+import { type Limits, parseLimits } from './limits.js';
 import { wire } from './wire.js';
 
 /** A file that the VM gets: its path, its contents, or a descriptor that stays the caller's. */
@@ -44,6 +46,8 @@ export interface LaunchOptions {
   cpl?: 0 | 3;
   /** `'pipe'` (the default): {@link Vm.console} must be read, or a guest that writes will wait. `'ignore'`: none. */
   console?: 'pipe' | 'ignore';
+  /** What it may take of the host; docs/limits.md. Default: as much as Node may. */
+  limits?: Limits;
   /** The jail of the monitor. Default: the strict profile. */
   jail?: JailOptions;
   /** An open `/dev/kvm` to use instead of opening it; it stays the caller's. */
@@ -76,6 +80,7 @@ export interface ParsedOptions {
   readonly vcpus: number;
   readonly cpl: 0 | 3;
   readonly console: boolean;
+  readonly limits: CgroupSettings | undefined;
   readonly jail: Jail;
   readonly kvmFd: number | undefined;
   readonly startPaused: boolean;
@@ -97,6 +102,7 @@ const known = [
   'vcpus',
   'cpl',
   'console',
+  'limits',
   'jail',
   'kvm',
   'startPaused',
@@ -123,6 +129,7 @@ export function parseOptions(options: unknown): ParsedOptions {
   const {
     memoryMib = isLinux ? 256 : 16,
     console = 'pipe',
+    limits,
     jail,
     kvm,
     startPaused = false,
@@ -132,11 +139,17 @@ export function parseOptions(options: unknown): ParsedOptions {
   } = given;
   const size = integer('options.memoryMib', memoryMib, 8, 65536);
   if (size % 2 !== 0) throw invalid('options.memoryMib', 'an even number (pages are of 2 MiB)', size);
+  const parsedJail = parseJail(jail);
+  const parsedLimits = limits === undefined ? undefined : parseLimits(limits);
+  if (parsedLimits !== undefined && parsedJail.cgroupFd !== undefined) {
+    throw invalid('options.limits', "nothing with options.jail.cgroup, whose limits are its owner's", limits);
+  }
   return {
     ...(isLinux ? parseLinux(given) : parseBareMetal(given)),
     memoryMib: size,
     console: oneOf('options.console', console, ['pipe', 'ignore']) === 'pipe',
-    jail: parseJail(jail),
+    limits: parsedLimits,
+    jail: parsedJail,
     kvmFd: kvm === undefined ? undefined : descriptor('options.kvm.fd', object('options.kvm', kvm, ['fd']).fd),
     startPaused: boolean('options.startPaused', startPaused),
     timeoutMs: timeoutMs === undefined ? undefined : integer('options.timeoutMs', timeoutMs, 1, maxDelayMs),

@@ -2,6 +2,7 @@ import { EventEmitter } from 'node:events';
 import { constants } from 'node:os';
 import type { Duplex } from 'node:stream';
 import { CasemateError } from '../errors.js';
+import type { ChildEnd } from '../jail/launcher.js';
 import type { NativeChild } from '../jail/native.js';
 import { syscallName } from '../jail/syscalls.js';
 import { Console } from './console.js';
@@ -86,7 +87,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     this.#resolveExited = exited;
     parts.child.watch(
       (bytes, size) => this.#onMessage(decodeEvent(bytes, size)),
-      (code, signal) => this.#onEnd(code, signal),
+      (code, signal, memoryEvents) => this.#onEnd({ code, signal, memoryEvents }),
     );
   }
 
@@ -242,12 +243,12 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     this.end({ reason: 'monitor-crashed', signal: undefined, blockedSyscall: undefined, code: undefined });
   }
 
-  #onEnd(code: number | null, signal: number | null): void {
+  #onEnd(end: ChildEnd): void {
     this.#state = 'exited';
     const exit =
       this.#guestExit !== undefined && this.#violation === undefined
         ? exitOf(this.#guestExit)
-        : (this.#ending ?? crashOf(code, signal, this.#blockedSyscall));
+        : (this.#ending ?? crashOf(end, this.#blockedSyscall));
     if (this.#parts.console !== undefined) {
       this.#console ??= this.#openConsole();
       this.#console.guestIsGone();

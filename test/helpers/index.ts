@@ -45,6 +45,14 @@ function ownCgroup(): string {
   return mount + path;
 }
 
+/** Whether the root of cgroup v2 has the controllers that limits are of. */
+const hasControllers = (): boolean =>
+  succeeds(() => {
+    const mount = /^\S+ (\S+) cgroup2 /m.exec(readFileSync('/proc/self/mounts', 'utf8'))?.[1];
+    const names = readFileSync(`${mount}/cgroup.controllers`, 'utf8').trim().split(' ');
+    if (!['cpu', 'io', 'memory', 'pids'].every((name) => names.includes(name))) throw new Error();
+  });
+
 /** Each capability: whether this host has it, and the reason to give if not. */
 const capabilities = {
   kvm: {
@@ -84,6 +92,14 @@ const capabilities = {
   cgroup: {
     probe: () => succeeds(() => accessSync(ownCgroup(), constants.W_OK)),
     reason: 'no cgroup v2 in which this user may create one',
+  },
+  limits: {
+    probe: hasControllers,
+    reason: 'no cgroup v2 with controllers',
+  },
+  noLimits: {
+    probe: () => !hasControllers(),
+    reason: 'cgroup v2 has its controllers',
   },
   selinux: {
     probe: () => succeeds(() => readFileSync('/sys/fs/selinux/enforce')),
