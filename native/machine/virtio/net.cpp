@@ -1,5 +1,6 @@
 #include "machine/virtio/net.hpp"
 
+#include "sys/clock.hpp"
 #include "sys/message.hpp"
 #include "sys/syscall.hpp"
 #include "vmm/wire.h"
@@ -90,6 +91,12 @@ std::uint32_t offloads_of(std::uint64_t features) {
   return (offloads & segmentation) != 0 ? offloads : offloads & ~std::uint32_t{TUN_F_TSO_ECN};
 }
 
+void charge(RateLimit& limit, std::size_t bytes) {
+  if (limit.is_limited()) {
+    limit.charge(bytes, sys::monotonic_ns());
+  }
+}
+
 long set_offloads(int tap, std::uint32_t offloads) {
   return sys::call(__NR_ioctl, tap, TUNSETOFFLOAD, std::uint64_t{offloads});
 }
@@ -169,7 +176,8 @@ void ReceiveBuffers::use(Queue& queue, std::size_t size) {
 
 Net::Net(const NetOptions& options)
     : DeviceOf(DeviceType::Net, features_of(options), 2), fd_(options.fd),
-      offloads_(options.offloads), backend_(options.backend) {
+      offloads_(options.offloads), backend_(options.backend), receive_limit_(options.receive_limit),
+      send_limit_(options.send_limit) {
   config_.mac = options.mac;
   config_.status = status_link_up;
   config_.mtu = options.mtu;
@@ -180,9 +188,21 @@ Net::Net(const NetOptions& options)
       net.waits_to_send_ = false;
       net.transmit();
     }
-    if ((events & ~EPOLLOUT) != 0 && !net.wants_buffers_) {
+    if ((events & ~EPOLLOUT) != 0 && !net.wants_buffers_ && !net.rests_receiving_) {
       net.receive();
     }
+  };
+  receive_timer_.context = this;
+  receive_timer_.due = [](void* context) {
+    auto& net = *static_cast<Net*>(context);
+    net.rests_receiving_ = false;
+    net.receive();
+  };
+  send_timer_.context = this;
+  send_timer_.due = [](void* context) {
+    auto& net = *static_cast<Net*>(context);
+    net.rests_sending_ = false;
+    net.transmit();
   };
 }
 
@@ -222,14 +242,20 @@ void Net::on_reset() {
   is_active_ = false;
   wants_buffers_ = false;
   waits_to_send_ = false;
+  rests_receiving_ = false;
+  rests_sending_ = false;
+  loop().clear_timer(receive_timer_);
+  loop().clear_timer(send_timer_);
   buffers_.clear();
   watch();
 }
 
 void Net::on_kick(std::uint16_t queue) {
   if (queue == receive_queue) {
-    receive();
-  } else if (!waits_to_send_) {
+    if (!rests_receiving_) {
+      receive();
+    }
+  } else if (!waits_to_send_ && !rests_sending_) {
     transmit();
   }
 }
@@ -238,11 +264,23 @@ void Net::on_read_config(std::uint32_t offset, std::span<std::byte> value) {
   read_from_config(config_, offset, value);
 }
 
+/// Whether a limit allows another frame. Where it does not, the timer says when it does.
+bool Net::may_go_on(const RateLimit& limit, sys::EventLoop::Timer& timer) {
+  if (!limit.is_limited()) {
+    return true;
+  }
+  const std::uint64_t at = limit.wait(sys::monotonic_ns());
+  if (at != 0) {
+    loop().set_timer(timer, at);
+  }
+  return at == 0;
+}
+
 /// Asks for what can be done something about, and for nothing else.
 void Net::watch() {
   std::uint32_t events = 0;
   if (is_active_ && !is_lost_) {
-    events = (wants_buffers_ ? 0 : EPOLLIN) | (waits_to_send_ ? EPOLLOUT : 0);
+    events = (wants_buffers_ || rests_receiving_ ? 0 : EPOLLIN) | (waits_to_send_ ? EPOLLOUT : 0);
   }
   if (events == watched_) {
     return;
@@ -281,6 +319,10 @@ void Net::receive() {
   wants_buffers_ = false;
   unsigned frames = 0;
   while (is_active_ && !is_lost_ && frames < max_frames) {
+    rests_receiving_ = !may_go_on(receive_limit_, receive_timer_);
+    if (rests_receiving_) {
+      break;
+    }
     const Received received =
         backend_ == NetBackend::Tap ? receive_from_tap() : receive_from_stream();
     if (received == Received::Nothing) {
@@ -320,6 +362,7 @@ void Net::finish_frame(std::size_t size) {
   const std::uint16_t count = buffers_.chains_of(size);
   buffers_.write(num_buffers_offset, std::as_bytes(std::span(&count, 1)));
   buffers_.use(queue(receive_queue), size);
+  charge(receive_limit_, size - header_size);
 }
 
 /// Straight into the guest's memory, header and all.
@@ -414,7 +457,11 @@ void Net::transmit() {
   queue.disable_kicks();
   unsigned frames = 0;
   waits_to_send_ = is_active_ && !is_lost_ && send_unsent() == Sent::Wait;
-  while (is_active_ && !waits_to_send_ && frames < max_frames && queue.pop(chain_)) {
+  while (is_active_ && !waits_to_send_ && frames < max_frames) {
+    rests_sending_ = !may_go_on(send_limit_, send_timer_);
+    if (rests_sending_ || !queue.pop(chain_)) {
+      break;
+    }
     ++frames;
     const std::uint32_t size = chain_.readable_size();
     const bool is_frame = size >= header_size + min_frame && size <= header_size + max_frame;
@@ -425,11 +472,12 @@ void Net::transmit() {
         waits_to_send_ = true;
         break;
       }
+      charge(send_limit_, size - header_size);
     }
     queue.push(chain_.head(), 0);
     waits_to_send_ = unsent_begin_ < unsent_end_ && !is_lost_;
   }
-  if (!waits_to_send_ && (frames == max_frames || queue.enable_kicks())) {
+  if (!waits_to_send_ && !rests_sending_ && (frames == max_frames || queue.enable_kicks())) {
     kick_again(transmit_queue);
   }
   notify(queue);

@@ -3,6 +3,7 @@
 // VIRTIO 1.2, section 5.1
 #pragma once
 
+#include "machine/rate_limit.hpp"
 #include "machine/virtio/device.hpp"
 #include "sys/event_loop.hpp"
 #include "sys/result.hpp"
@@ -62,6 +63,8 @@ struct NetOptions {
   std::array<std::uint8_t, 6> mac{};
   std::uint16_t mtu = 0;      // told to the driver; 0: nothing is
   std::uint32_t offloads = 0; // of a tap: what it can do, TUN_F_*
+  RateLimitOptions receive_limit{};
+  RateLimitOptions send_limit{};
 };
 
 class Net : public DeviceOf<Net> {
@@ -110,6 +113,7 @@ private:
   Sent send_to_stream();
   Sent send_unsent();
 
+  bool may_go_on(const RateLimit& limit, sys::EventLoop::Timer& timer);
   void watch();
   void lose(std::uint32_t operation, long result);
 
@@ -120,10 +124,16 @@ private:
   Config config_;
   NetBackend backend_;
   bool is_active_ = false;
-  bool is_lost_ = false;          // what was behind fd_ is gone
-  bool is_mergeable_ = false;     // a frame may take several chains
-  bool wants_buffers_ = false;    // there is nothing to receive into
-  bool waits_to_send_ = false;    // until fd_ takes more
+  bool is_lost_ = false;         // what was behind fd_ is gone
+  bool is_mergeable_ = false;    // a frame may take several chains
+  bool wants_buffers_ = false;   // there is nothing to receive into
+  bool waits_to_send_ = false;   // until fd_ takes more
+  bool rests_receiving_ = false; // until a limit allows more
+  bool rests_sending_ = false;
+  RateLimit receive_limit_;
+  RateLimit send_limit_;
+  sys::EventLoop::Timer receive_timer_;
+  sys::EventLoop::Timer send_timer_;
   std::size_t largest_frame_ = 0; // that a tap gives
 
   Chain chain_;
