@@ -12,6 +12,8 @@ export type ErrorCode =
   | 'ERR_CASEMATE_KVM'
   /** A file named in the options cannot be opened or is not a regular file. */
   | 'ERR_CASEMATE_FILE'
+  /** The host has not as many huge pages as the VM's memory is to be made of. */
+  | 'ERR_CASEMATE_HUGE_PAGES'
   /** The guest image is not one that the monitor can load. */
   | 'ERR_CASEMATE_GUEST_IMAGE'
   /** An image cannot be made of this: a path leads out of it, or its format does not hold it. */

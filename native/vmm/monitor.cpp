@@ -11,6 +11,7 @@
 #include "kvm/vm.hpp"
 #include "machine/boot.hpp"
 #include "machine/cpuid.hpp"
+#include "machine/layout.hpp"
 #include "sys/clock.hpp"
 #include "vmm/configuration.hpp"
 #include "vmm/confinement.hpp"
@@ -38,10 +39,28 @@ template <typename T> T take(casemate_setup_step step, sys::Result<T> result) {
   return std::move(result).value();
 }
 
-sys::Mapping map_memory(std::uint64_t size) {
-  return take(
-      CASEMATE_SETUP_MEMORY,
-      sys::Mapping::map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));
+/// Until the process ends.
+std::byte* map(std::uint64_t size, int flags) {
+  return take(CASEMATE_SETUP_MEMORY,
+              sys::Mapping::map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags))
+      .release();
+}
+
+machine::GuestMemory map_memory(const Configuration& configuration) {
+  const std::uint64_t size = configuration.memory_size;
+  if (configuration.page_shift != 0) {
+    // Reserved here and now, or refused: no guest runs into pages that are not there. Mapped by
+    // the monitor, and not a file of Node's: there is no descriptor that could get elsewhere.
+    return {map(size, MAP_HUGETLB | static_cast<int>(configuration.page_shift << MAP_HUGE_SHIFT)),
+            size};
+  }
+  if (!configuration.is_linux()) {
+    return {map(size, MAP_NORESERVE), size};
+  }
+  // Where a large page of the guest's lies across two of the host's, KVM maps it by small ones.
+  const auto address =
+      reinterpret_cast<std::uintptr_t>(map(size + machine::large_page_size, MAP_NORESERVE));
+  return {reinterpret_cast<std::byte*>(machine::round_up(address, machine::large_page_size)), size};
 }
 
 void set_slot(const kvm::VirtualMachine& vm, std::uint32_t slot, std::uint64_t address,
@@ -103,8 +122,7 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
 
   // In the order that costs least: memory while nothing has to wait for it, then the
   // irqchip, without which creating a vCPU toggles a static key of the host's kernel.
-  const sys::Mapping mapping = map_memory(configuration.memory_size);
-  const machine::GuestMemory memory(mapping.data(), mapping.size());
+  const machine::GuestMemory memory = map_memory(configuration);
   set_slots(vm, memory);
   timeline.stamp(CASEMATE_STAMP_MEMORY);
 

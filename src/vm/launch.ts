@@ -80,7 +80,7 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
       format: options.format,
       vcpus: options.vcpus,
       inputs: options.inputs.length,
-      pageShift: 0,
+      pageShift: pageShifts[options.hugePages ?? 'any'],
       cpl: options.cpl,
       ...vcpuFacts(kvm, options.vcpus),
       args: options.args,
@@ -254,6 +254,15 @@ function failureError(options: ParsedOptions, event: Extract<MonitorEvent, { typ
       remedy: 'Build it with the linker script and the header of the package (docs/guest-abi.md).',
     });
   }
+  if (options.hugePages !== undefined && step === 'memory' && call === 'mmap') {
+    const folder = { '2M': 'hugepages-2048kB', '1G': 'hugepages-1048576kB' }[options.hugePages];
+    const size = `${options.memoryMib} MiB of huge pages of ${options.hugePages}`;
+    throw new CasemateError('ERR_CASEMATE_HUGE_PAGES', `The host has no ${size} to give`, {
+      step: 'options.hugePages',
+      remedy: `Have it set some apart, early after its start: /sys/kernel/mm/hugepages/${folder}/nr_hugepages.`,
+      cause: native.systemError(errno, call),
+    });
+  }
   const code = kvmSteps.has(step) ? 'ERR_CASEMATE_KVM' : 'ERR_CASEMATE_MONITOR';
   const cause = errno === 0 ? undefined : native.systemError(errno, call);
   return new CasemateError(code, `The monitor failed at step ${step}: ${cause?.message ?? call}`, {
@@ -262,6 +271,8 @@ function failureError(options: ParsedOptions, event: Extract<MonitorEvent, { typ
     cause,
   });
 }
+
+const pageShifts = { any: 0, '2M': 21, '1G': 30 } as const;
 
 const kvmSteps: ReadonlySet<string> = new Set(['createVm', 'memory', 'irqchip', 'vcpu']);
 

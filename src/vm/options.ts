@@ -40,6 +40,12 @@ export interface LaunchOptions {
   input?: FileSource;
   /** Memory of the guest in MiB, even, 8 to 65536. Default 16, with `kernel` 256. */
   memoryMib?: number;
+  /**
+   * Of which of the host's huge pages (hugetlbfs) the memory of `kernel` is: `'2M'`, or `'1G'` with a multiple of 1024
+   * for `memoryMib`. They are set apart for it at the launch, which fails where there are too few. Default: whatever
+   * pages the host's kernel finds best, huge ones where it has them (transparent huge pages).
+   */
+  hugePages?: '2M' | '1G';
   /** How many vCPUs `kernel` has, 1 to 32. Default 1. Each is a thread of the monitor. */
   vcpus?: number;
   /** Privilege level that the guest runs at: 3, native on every kind of KVM (the default), or 0. */
@@ -77,6 +83,7 @@ export interface ParsedOptions {
   /** Of a Linux guest its initrds. */
   readonly inputs: readonly FileSource[];
   readonly memoryMib: number;
+  readonly hugePages: '2M' | '1G' | undefined;
   readonly vcpus: number;
   readonly cpl: 0 | 3;
   readonly console: boolean;
@@ -99,6 +106,7 @@ const known = [
   'args',
   'input',
   'memoryMib',
+  'hugePages',
   'vcpus',
   'cpl',
   'console',
@@ -119,7 +127,7 @@ const defaultCmdline = 'console=ttyS0 quiet panic=-1 pci=off';
 
 /** Options that only bare-metal guests have, and those that only Linux guests have. */
 const bareMetalOnly = ['guest', 'format', 'args', 'input', 'cpl', 'name'] as const;
-const linuxOnly = ['initrd', 'cmdline', 'bootProtocol', 'vcpus'] as const;
+const linuxOnly = ['initrd', 'cmdline', 'bootProtocol', 'hugePages', 'vcpus'] as const;
 
 /** Refuses bad options before anything is created. */
 export function parseOptions(options: unknown): ParsedOptions {
@@ -137,12 +145,15 @@ export function parseOptions(options: unknown): ParsedOptions {
     startTimeoutMs = 10_000,
     signal,
   } = given;
-  const size = integer('options.memoryMib', memoryMib, 8, 65536);
+  const size = integer('options.memoryMib', memoryMib, isLinux ? 16 : 8, 65536);
   if (size % 2 !== 0) throw invalid('options.memoryMib', 'an even number (pages are of 2 MiB)', size);
   const parsedJail = parseJail(jail);
   const parsedLimits = limits === undefined ? undefined : parseLimits(limits);
   if (parsedLimits !== undefined && parsedJail.cgroupFd !== undefined) {
     throw invalid('options.limits', "nothing with options.jail.cgroup, whose limits are its owner's", limits);
+  }
+  if (given.hugePages === '1G' && size % 1024 !== 0) {
+    throw invalid('options.memoryMib', "a multiple of 1024 with hugePages: '1G'", size);
   }
   return {
     ...(isLinux ? parseLinux(given) : parseBareMetal(given)),
@@ -158,7 +169,7 @@ export function parseOptions(options: unknown): ParsedOptions {
   };
 }
 
-type GuestOptions = Pick<ParsedOptions, 'guest' | 'format' | 'args' | 'inputs' | 'vcpus' | 'cpl'>;
+type GuestOptions = Pick<ParsedOptions, 'guest' | 'format' | 'args' | 'inputs' | 'hugePages' | 'vcpus' | 'cpl'>;
 
 function parseBareMetal(given: Record<string, unknown>): GuestOptions {
   refuse(given, linuxOnly, 'without options.kernel');
@@ -170,6 +181,7 @@ function parseBareMetal(given: Record<string, unknown>): GuestOptions {
     format: oneOf('options.format', format, ['auto', 'elf', 'flat']),
     args: [argv0, ...parseArgs(args, argv0)],
     inputs: input === undefined ? [] : [parseFile('options.input', input)],
+    hugePages: undefined,
     vcpus: 1,
     cpl,
   };
@@ -177,7 +189,7 @@ function parseBareMetal(given: Record<string, unknown>): GuestOptions {
 
 function parseLinux(given: Record<string, unknown>): GuestOptions {
   refuse(given, bareMetalOnly, 'with options.kernel');
-  const { kernel, initrd, cmdline = defaultCmdline, bootProtocol = 'linux', vcpus = 1 } = given;
+  const { kernel, initrd, cmdline = defaultCmdline, bootProtocol = 'linux', hugePages, vcpus = 1 } = given;
   const line = string('options.cmdline', cmdline);
   const most = wire.maxCommandLine - 1;
   if (Buffer.byteLength(line) > most) {
@@ -188,6 +200,7 @@ function parseLinux(given: Record<string, unknown>): GuestOptions {
     format: oneOf('options.bootProtocol', bootProtocol, ['linux', 'pvh']),
     args: [line],
     inputs: parseInitrds(initrd),
+    hugePages: hugePages === undefined ? undefined : oneOf('options.hugePages', hugePages, ['2M', '1G']),
     vcpus: integer('options.vcpus', vcpus, 1, wire.maxVcpus),
     cpl: 0,
   };

@@ -1,10 +1,13 @@
 /** Kernels of a few instructions, as the 64-bit boot protocol starts them: a zero page in RSI, no stack to speak of. */
 
-const base = 0x100_0000n;
+const defaultBase = 0x100_0000n;
 const headersSize = 64 + 56;
 
-/** A vmlinux of instructions in hexadecimal, at 16 MiB; elf(5) has the layout. */
-export function kernel(...instructions: string[]): Buffer {
+/** A vmlinux of instructions in hexadecimal, at 16 MiB. */
+export const kernel = (...instructions: string[]): Buffer => kernelAt(defaultBase, ...instructions);
+
+/** Likewise, elsewhere; elf(5) has the layout. */
+export function kernelAt(base: bigint, ...instructions: string[]): Buffer {
   const code = Buffer.from(instructions.join('').replaceAll(' ', ''), 'hex');
   const image = Buffer.alloc(headersSize + code.length);
   image.write('\x7fELF\x02\x01\x01', 'latin1');
@@ -73,6 +76,31 @@ const writeMsr = (register: number, value: number): string => `b9${word(register
 /** movb $byte, address, for each byte. */
 const store = (address: number, bytes: Buffer): string =>
   [...bytes].map((byte, i) => `c60425${word(address + i)}${byte.toString(16).padStart(2, '0')}`).join('');
+
+/** movl $value, address */
+const store32 = (address: number, value: number): string => `c70425${word(address)}${word(value)}`;
+
+/**
+ * Page tables of its own: the first GiB, and the large page that `address` lies in, are where they are. A byte written
+ * there is read again and printed.
+ */
+export function tryByte(address: bigint, byte: string): string {
+  const [pml4, pdpt, low, high] = [0x30000, 0x31000, 0x32000, 0x33000];
+  const gib = Number(address >> 30n);
+  const entry = high + 8 * Number((address >> 21n) & 511n);
+  const page = address & ~0x1fffffn;
+  return [
+    store32(pml4, pdpt | 3),
+    store32(pdpt, low | 3),
+    // mov $low, %edi; mov $0x83, %eax; mov $512, %ecx; again: mov %eax, (%rdi); add $8, %edi; add $0x200000, %eax; loop
+    `bf${word(low)} b883000000 b900020000 8907 83c708 0500002000 e2f4`,
+    gib === 0 ? '' : store32(pdpt + 8 * gib, high | 3) + store32(entry, Number(page & 0xffffffffn) + 0x83),
+    gib === 0 ? '' : store32(entry + 4, Number(page >> 32n)),
+    `b8${word(pml4)} 0f22d8`, // mov $pml4, %eax; mov %rax, %cr3
+    `48b8${word(Number(address & 0xffffffffn))}${word(Number(address >> 32n))}`, // mov $address, %rax
+    `c600${Buffer.from(byte).toString('hex')} 8a00 baf8030000 ee`, // movb $byte, (%rax); mov (%rax), %al; out
+  ].join('');
+}
 
 /** Where the other processors start, and where they are counted. */
 const startPage = 0x8000;

@@ -16,6 +16,7 @@ import {
   flood,
   follow,
   kernel,
+  kernelAt,
   loop,
   out,
   powerOff,
@@ -25,6 +26,7 @@ import {
   printString,
   startOthers,
   tripleFault,
+  tryByte,
 } from '../helpers/kernels.js';
 import { threadStatesOf, within } from '../helpers/proc.js';
 import { refused, run } from '../helpers/vm.js';
@@ -108,6 +110,17 @@ test('a console that nobody reads stops who writes to it, and neither the others
   vm.console.resume();
   t.true(await within(20_000, () => running() === 2));
 });
+
+const mib = 1n << 20n;
+for (const memoryMib of [16, 3072, 3074, 65536]) {
+  test(`a kernel with ${memoryMib} MiB has all of them, those beyond 3 GiB from 4 GiB on`, async (t) => {
+    const size = BigInt(memoryMib);
+    const last = (size <= 3072n ? size * mib : 4096n * mib + (size - 3072n) * mib) - 1n;
+    const { output, exit } = await run({ kernel: kernelAt(2n * mib, tryByte(last, 'm'), powerOff), memoryMib });
+    t.is(output, 'm');
+    t.deepEqual(exit, { reason: 'poweroff' });
+  });
+}
 
 test('a kernel finds its command line, of 2047 bytes too', async (t) => {
   for (const cmdline of ['root=/dev/vda quiet', '', 'x'.repeat(2047)]) {
@@ -256,6 +269,11 @@ const senseless: readonly (readonly [step: string, options: LaunchOptions])[] = 
   ['options.bootProtocol', { bootProtocol: 'pvh' }],
   ['options.bootProtocol', { kernel: 'k', bootProtocol: 'multiboot' as never }],
   ['options.cmdline', { cmdline: 'quiet' }],
+  ['options.memoryMib', { kernel: 'k', memoryMib: 14 }],
+  ['options.memoryMib', { kernel: 'k', memoryMib: 65538 }],
+  ['options.memoryMib', { kernel: 'k', memoryMib: 1536, hugePages: '1G' }],
+  ['options.hugePages', { kernel: 'k', hugePages: '4M' as never }],
+  ['options.hugePages', { hugePages: '2M' }],
   ['options.vcpus', { vcpus: 2 }],
   ['options.vcpus', { kernel: 'k', vcpus: 0 }],
   ['options.vcpus', { kernel: 'k', vcpus: 33 }],
@@ -275,6 +293,15 @@ for (const [step, options] of senseless) {
     t.is((await refused(t, options, 'ERR_CASEMATE_INVALID_OPTION')).step, step);
   });
 }
+
+test('huge pages that the host does not have are an error that says where to get them', async (t) => {
+  // More than any machine has.
+  const options = { kernel: kernel(loop), memoryMib: 65536, hugePages: '1G' } as const;
+  const error = await refused(t, options, 'ERR_CASEMATE_HUGE_PAGES');
+  t.is(error.step, 'options.hugePages');
+  t.regex(error.remedy, /hugepages-1048576kB\/nr_hugepages/);
+  t.is((error.cause as NodeJS.ErrnoException).syscall, 'mmap');
+});
 
 test('a kernel that is not there is an error about the file', async (t) => {
   t.is((await refused(t, { kernel: '/nonexistent' }, 'ERR_CASEMATE_FILE')).step, 'options.kernel');
