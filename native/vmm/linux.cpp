@@ -160,6 +160,9 @@ private:
     if (std::exchange(has_output_begun_, false)) {
       loop_.set_timer(show_timer_, sys::monotonic_ns() + show_delay_ns);
     }
+    if (has_ended_) {
+      vcpus_.stop(); // at once, though there may be much to be shown yet
+    }
     if (has_ended_ || (!board_.serial().has_output_room() && output_.fd < 0)) {
       show_output();
     }

@@ -109,6 +109,9 @@ sys::SysError VcpuThreads::start(const Configuration& configuration, const Handl
 
 void VcpuThreads::stop() {
   is_stopping_ = true;
+  if (standing_ == count_) {
+    return;
+  }
   for (const Thread& thread : std::span(threads_).first(count_)) {
     // In this order: one that is about to enter the guest sees the first, one that is in it
     // is interrupted by the second.
