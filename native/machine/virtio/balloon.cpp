@@ -26,6 +26,13 @@ constexpr std::uint16_t statistics_queue = 2; // where the driver has statistics
 // that are not there, and Linux leaves them out. So it is any behind those.
 constexpr std::uint16_t queues = 5;
 
+// Each page number is worth a system call, and a chain has room for a thousand million. So
+// there is an end to each, far above what drivers send at once (256 pages in Linux); the rest
+// of such a chain is not given back, and there is no more to that.
+constexpr unsigned chains_at_once = 16;
+constexpr std::uint32_t pages_of_chain = 1024;
+constexpr std::uint32_t statistics_of_chain = 64;
+
 constexpr std::uint64_t statistics_patience_ns = 1'000'000'000;
 
 /// Section 5.5.6.3
@@ -42,8 +49,7 @@ std::uint64_t features_of(const Balloon::Settings& settings) {
 } // namespace
 
 Balloon::Balloon(const Settings& settings, const Listener& listener)
-    : DeviceOf(DeviceType::Balloon, features_of(settings), queues), settings_(settings),
-      listener_(listener) {
+    : DeviceOf(DeviceType::Balloon, features_of(settings), queues), listener_(listener) {
   patience_.due = [](void* balloon) { static_cast<Balloon*>(balloon)->answer({}); };
   patience_.context = this;
 }
@@ -54,14 +60,14 @@ void Balloon::set_target(std::uint32_t pages) {
 }
 
 void Balloon::ask_statistics() {
-  ++open_questions_;
+  if (std::exchange(is_asked_, true)) {
+    return;
+  }
   if (!has_statistics_) {
     answer({});
     return;
   }
-  if (!std::exchange(is_asked_, true)) {
-    loop().set_timer(patience_, sys::monotonic_ns() + statistics_patience_ns);
-  }
+  loop().set_timer(patience_, sys::monotonic_ns() + statistics_patience_ns);
   // To give the driver its buffer back is to ask it.
   if (std::exchange(holds_buffer_, false)) {
     Queue& queue = this->queue(statistics_queue);
@@ -90,7 +96,7 @@ void Balloon::on_reset() {
 void Balloon::on_kick(std::uint16_t index) {
   Queue& queue = this->queue(index);
   queue.disable_kicks();
-  for (unsigned count = 0; count < queue.size() && queue.pop(chain_); ++count) {
+  for (unsigned count = 0; count < chains_at_once && queue.pop(chain_); ++count) {
     if (index == statistics_queue && has_statistics_) {
       take_statistics();
       continue; // its buffer stays here
@@ -111,25 +117,23 @@ void Balloon::on_kick(std::uint16_t index) {
 
 /// Page numbers, of 32 bits, many of them beside each other: one system call for each run.
 void Balloon::inflate() {
+  std::array<std::uint32_t, pages_of_chain> numbers;
+  const std::size_t size =
+      std::min<std::size_t>(numbers.size(), chain_.readable_size() / sizeof numbers[0]);
+  const auto pages = std::span(numbers).first(size);
+  chain_.read(0, std::as_writable_bytes(pages));
   std::uint64_t first = 0;
   std::uint64_t count = 0;
-  std::array<std::uint32_t, 256> pages;
-  for (std::uint32_t offset = 0; offset + sizeof pages[0] <= chain_.readable_size();) {
-    const std::size_t size =
-        std::min<std::size_t>(pages.size(), (chain_.readable_size() - offset) / sizeof pages[0]);
-    chain_.read(offset, std::as_writable_bytes(std::span(pages).first(size)));
-    offset += static_cast<std::uint32_t>(size * sizeof pages[0]);
-    for (const std::uint64_t page : std::span(pages).first(size)) {
-      if (page == first + count) {
-        ++count;
-      } else if (page + 1 == first) {
-        --first;
-        ++count;
-      } else {
-        discard_pages(first, count);
-        first = page;
-        count = 1;
-      }
+  for (const std::uint64_t page : pages) {
+    if (page == first + count) {
+      ++count;
+    } else if (page + 1 == first) {
+      --first;
+      ++count;
+    } else {
+      discard_pages(first, count);
+      first = page;
+      count = 1;
     }
   }
   discard_pages(first, count);
@@ -152,12 +156,12 @@ void Balloon::discard_reported() const {
   }
 }
 
-/// The whole units in there, and not a byte beside it. They read as zeroes from now on. What
+/// The whole pages in there, and not a byte beside them. They read as zeroes from now on. What
 /// the kernel will not drop the guest keeps, which is no harm to it.
 void Balloon::discard(std::byte* start, std::size_t size) const {
-  const std::size_t before = static_cast<std::size_t>(start - memory().base());
-  const std::size_t first = (before + settings_.unit - 1) / settings_.unit * settings_.unit;
-  const std::size_t end = (before + size) / settings_.unit * settings_.unit;
+  const auto before = static_cast<std::size_t>(start - memory().base());
+  const std::size_t first = (before + page_size - 1) / page_size * page_size;
+  const std::size_t end = (before + size) / page_size * page_size;
   if (first < end) {
     sys::call(__NR_madvise, memory().base() + first, end - first, MADV_DONTNEED);
   }
@@ -167,12 +171,12 @@ void Balloon::take_statistics() {
   // A driver has one buffer for them. What it sends besides is lost to it until its reset.
   buffer_ = chain_.head();
   holds_buffer_ = true;
-  if (!is_asked_) {
-    return;
-  }
   MemoryStatistics statistics;
   Statistic statistic;
-  for (std::uint32_t offset = 0; chain_.read_value(offset, statistic); offset += sizeof statistic) {
+  for (std::uint32_t i = 0; i < statistics_of_chain; ++i) {
+    if (!chain_.read_value(i * sizeof statistic, statistic)) {
+      break;
+    }
     if (statistic.tag < MemoryStatistics::count) {
       statistics.known |= 1u << statistic.tag;
       statistics.values[statistic.tag] = statistic.value;
@@ -183,8 +187,7 @@ void Balloon::take_statistics() {
 
 void Balloon::answer(const MemoryStatistics& statistics) {
   loop().clear_timer(patience_);
-  is_asked_ = false;
-  for (std::uint32_t count = std::exchange(open_questions_, 0); count > 0; --count) {
+  if (std::exchange(is_asked_, false)) {
     listener_.told(listener_.context, statistics);
   }
 }

@@ -27,8 +27,6 @@ public:
   struct Settings {
     bool deflates_on_oom = false;
     bool takes_reports = false;
-    /// In which guest memory can be given back, and no less of it.
-    std::uint64_t unit = page_size;
   };
 
   /// Is told the answer to ask_statistics().
@@ -45,8 +43,8 @@ public:
   /// How large it is, by what the driver says.
   std::uint32_t actual() const { return config_.actual; }
 
-  /// Asks the driver. The answer comes once for each call, soon: with nothing in it where
-  /// there is no driver, or it does not answer in time.
+  /// Asks the driver. The answer comes soon, one for all who have asked meanwhile: with
+  /// nothing in it where there is no driver, or it does not answer in time.
   void ask_statistics();
 
   void on_activate(std::uint64_t features);
@@ -70,7 +68,6 @@ private:
   void take_statistics();
   void answer(const MemoryStatistics& statistics);
 
-  Settings settings_;
   Listener listener_;
   Config config_;
   // What the driver has accepted.
@@ -79,7 +76,6 @@ private:
   bool holds_buffer_ = false; // the one that it sent its last statistics in
   bool is_asked_ = false;
   std::uint16_t buffer_ = 0;
-  std::uint32_t open_questions_ = 0;
   sys::EventLoop::Timer patience_;
   Chain chain_;
 };
