@@ -42,6 +42,8 @@ export type ErrorCode =
   | 'ERR_CASEMATE_STATE'
   /** The time limit given in the options passed. */
   | 'ERR_CASEMATE_TIMEOUT'
+  /** What is behind a device of a running VM failed, a disk's file for example; its guest was told. */
+  | 'ERR_CASEMATE_DEVICE'
   /** SELinux was asked for and is absent, disabled, or refused the context. */
   | 'ERR_CASEMATE_SELINUX'
   /** A system call made on behalf of a primitive failed; `cause` says which and why. */

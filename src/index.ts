@@ -7,11 +7,13 @@ export { CasemateError, type ErrorCode, type SystemErrorCause } from './errors.j
 export type { TimelineStep } from './jail/launcher.js';
 export type { JailOptions, LayerName, LayerState } from './jail/profiles.js';
 export type { ExitMessage, LaunchMessage } from './vm/channels.js';
+export type { DiskOptions } from './vm/devices.js';
 export type { Evidence, EvidenceLayer } from './vm/evidence.js';
 export { describeExit, type VmExit } from './vm/exit.js';
 export { launch, warmUp } from './vm/launch.js';
 export type { IoLimit, Limits } from './vm/limits.js';
 export type { FileSource, LaunchOptions } from './vm/options.js';
+export type { RateLimit } from './vm/rate-limit.js';
 export type { Timeline } from './vm/timeline.js';
 export { Vm, type VmEvents, type VmState } from './vm/vm.js';
 export type { GuestRegisters } from './vm/wire.js';

@@ -4,6 +4,7 @@
 #include "addon/memfd.hpp"
 
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <string>
 #include <sys/stat.h>
 
@@ -15,6 +16,22 @@ namespace {
 constexpr std::uint32_t all_seals =
     F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | 0x10 /* F_SEAL_FUTURE_WRITE */;
 
+/// fcntl(2). The lock is the open file's, wherever that goes: to the monitor, with which it
+/// ends. Where another one has it: EAGAIN.
+sys::SysError lock(int fd, bool is_writable) {
+  struct flock all {};
+  all.l_type = is_writable ? F_WRLCK : F_RDLCK;
+  return sys::check("fcntl(F_OFD_SETLK)", sys::call(__NR_fcntl, fd, F_OFD_SETLK, &all));
+}
+
+/// Whether it is open for what the guest may do.
+sys::SysError check_access(int fd, bool is_writable) {
+  const long flags = sys::call(__NR_fcntl, fd, F_GETFL);
+  const bool is_enough =
+      (flags & O_ACCMODE) == O_RDWR || (!is_writable && (flags & O_ACCMODE) == O_RDONLY);
+  return sys::check("fcntl(F_GETFL)", flags < 0 || is_enough ? flags : -EBADF);
+}
+
 } // namespace
 
 Napi::Function File::define(Napi::Env env) {
@@ -22,31 +39,63 @@ Napi::Function File::define(Napi::Env env) {
       env, "File", {InstanceAccessor<&File::size>("size"), InstanceMethod<&File::close>("close")});
 }
 
-/// new File(path | bytes)
+/// new File(path | bytes), new File(path | fd, 'disk' | 'writable-disk')
 File::File(const Napi::CallbackInfo& info) : Napi::ObjectWrap<File>(info) {
   Napi::Env env = info.Env();
-  if (info[0].IsString()) {
-    open(env, info[0].As<Napi::String>());
+  if (info[1].IsString()) {
+    open_disk(env, info[0], info[1].As<Napi::String>().Utf8Value() == "writable-disk");
+  } else if (info[0].IsString()) {
+    open(env, info[0].As<Napi::String>(), O_RDONLY);
   } else {
     fd_ = make_memfd(env, "casemate", info[0], all_seals);
     size_ = static_cast<double>(info[0].As<Napi::Uint8Array>().ByteLength());
   }
 }
 
-/// open(2), fstat(2)
-void File::open(Napi::Env env, const std::string& path) {
+/// open(2)
+void File::open(Napi::Env env, const std::string& path, int flags) {
   // Without O_NONBLOCK the open of a FIFO would wait for its writer.
-  long opened = sys::call(__NR_open, path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  long opened = sys::call(__NR_open, path.c_str(), flags | O_NONBLOCK | O_CLOEXEC);
   check(env, sys::check("open", opened), path.c_str());
   fd_.reset(static_cast<int>(opened));
+  note_size(env, path.c_str());
+}
+
+void File::open_disk(Napi::Env env, const Napi::Value& source, bool is_writable) {
+  if (source.IsString()) {
+    // O_EXCL is for block devices: nobody writes to one that is mounted.
+    open(env, source.As<Napi::String>(), is_writable ? O_RDWR | O_EXCL : O_RDONLY);
+  } else {
+    const long copied =
+        sys::call(__NR_fcntl, source.As<Napi::Number>().Int32Value(), F_DUPFD_CLOEXEC, 0);
+    check(env, sys::check("fcntl(F_DUPFD_CLOEXEC)", copied));
+    fd_.reset(static_cast<int>(copied));
+    check(env, check_access(fd_.get(), is_writable));
+    note_size(env, nullptr);
+  }
   struct stat status {};
-  check(env, sys::check("fstat", sys::call(__NR_fstat, fd_.get(), &status)), path.c_str());
+  check(env, sys::check("fstat", sys::call(__NR_fstat, fd_.get(), &status)));
+  if (S_ISBLK(status.st_mode)) {
+    std::uint64_t size = 0;
+    check(env,
+          sys::check("ioctl(BLKGETSIZE64)", sys::call(__NR_ioctl, fd_.get(), BLKGETSIZE64, &size)));
+    size_ = static_cast<double>(size);
+  }
+  if (size_ >= 0) {
+    check(env, lock(fd_.get(), is_writable));
+  }
+}
+
+/// fstat(2)
+void File::note_size(Napi::Env env, const char* path) {
+  struct stat status {};
+  check(env, sys::check("fstat", sys::call(__NR_fstat, fd_.get(), &status)), path);
   if (S_ISREG(status.st_mode)) {
     size_ = static_cast<double>(status.st_size);
   }
 }
 
-/// In bytes; -1 where it is no regular file.
+/// In bytes; -1 where it is no regular file, nor a disk.
 Napi::Value File::size(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), size_);
 }

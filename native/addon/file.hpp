@@ -17,7 +17,9 @@ public:
   sys::Fd take() { return std::move(fd_); }
 
 private:
-  void open(Napi::Env env, const std::string& path);
+  void open(Napi::Env env, const std::string& path, int flags);
+  void open_disk(Napi::Env env, const Napi::Value& source, bool is_writable);
+  void note_size(Napi::Env env, const char* path);
   Napi::Value size(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
 

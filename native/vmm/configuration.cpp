@@ -8,6 +8,8 @@
 #include <asm/errno.h>
 #include <asm/stat.h>
 
+#include <algorithm>
+
 namespace casemate::vmm {
 
 namespace {
@@ -19,6 +21,7 @@ constexpr std::uint32_t max_run_size = 1024 * 1024;
 /// Kinds of file, in st_mode: <linux/stat.h> leaves them to libc.
 constexpr unsigned kind_mask = 0170000;
 constexpr unsigned character_device = 0020000;
+constexpr unsigned block_device = 0060000;
 constexpr unsigned regular_file = 0100000;
 constexpr unsigned socket = 0140000;
 
@@ -45,9 +48,10 @@ bool is_valid(const casemate_configure& head) {
   return head.memory_size >= machine::min_memory_size &&
          head.memory_size <= machine::max_memory_size &&
          head.memory_size % machine::large_page_size == 0 && (head.flags & ~known_flags) == 0 &&
-         head.format <= CASEMATE_IMAGE_PVH && head.device_count == 0 &&
-         (head.cpl == 0 || head.cpl == 3) && head.cpuid_count <= CASEMATE_MAX_CPUID &&
-         head.arguments_size <= CASEMATE_MAX_ARGUMENTS_SIZE && head.run_size >= sizeof(kvm_run) &&
+         head.format <= CASEMATE_IMAGE_PVH && (head.cpl == 0 || head.cpl == 3) &&
+         head.cpuid_count <= CASEMATE_MAX_CPUID &&
+         head.arguments_size <= CASEMATE_MAX_ARGUMENTS_SIZE &&
+         head.device_count <= CASEMATE_MAX_DEVICES && head.run_size >= sizeof(kvm_run) &&
          head.run_size <= max_run_size;
 }
 
@@ -72,14 +76,31 @@ bool is_valid_linux(const casemate_configure& head) {
 }
 
 bool is_valid_bare_metal(const casemate_configure& head) {
-  return head.vcpu_count == 1 && head.input_count <= 1 && head.page_shift == 0;
+  return head.vcpu_count == 1 && head.input_count <= 1 && head.page_shift == 0 &&
+         head.device_count == 0;
+}
+
+/// Whether each has the descriptors that its type wants.
+bool are_devices(std::span<const casemate_device> devices) {
+  return std::ranges::all_of(devices, [](const casemate_device& device) {
+    switch (device.type) {
+    case CASEMATE_DEVICE_RNG:
+      return device.descriptors == 0 && device.flags == 0;
+    case CASEMATE_DEVICE_BLOCK:
+      return device.descriptors == 1 &&
+             (device.flags & ~std::uint32_t{CASEMATE_BLOCK_READ_ONLY}) == 0;
+    default:
+      return false;
+    }
+  });
 }
 
 /// Of the descriptor; ends the process where it is not of this kind.
-struct stat expect(int fd, unsigned kind) {
+struct stat expect(int fd, unsigned kind, unsigned or_kind = 0) {
   struct stat status {};
   const long result = sys::call(__NR_fstat, fd, &status);
-  if (result < 0 || (status.st_mode & kind_mask) != kind) {
+  const unsigned found = status.st_mode & kind_mask;
+  if (result < 0 || (found != kind && (or_kind == 0 || found != or_kind))) {
     fail(CASEMATE_SETUP_DESCRIPTORS, {"fstat", result < 0 ? static_cast<int>(-result) : EBADF},
          static_cast<std::uint32_t>(fd));
   }
@@ -97,7 +118,8 @@ Configuration receive_configuration(ConfigurationMessage& message) {
     refuse(EPROTO);
   }
   const std::size_t cpuid_size = std::size_t{head.cpuid_count} * sizeof(kvm_cpuid_entry2);
-  if (!is_valid(head) || size != sizeof head + cpuid_size + head.arguments_size) {
+  const std::size_t devices_size = std::size_t{head.device_count} * sizeof(casemate_device);
+  if (!is_valid(head) || size != sizeof head + cpuid_size + devices_size + head.arguments_size) {
     refuse(EINVAL);
   }
   auto* cpuid = reinterpret_cast<casemate_kvm_cpuid2*>(message.cpuid);
@@ -114,9 +136,12 @@ Configuration receive_configuration(ConfigurationMessage& message) {
   configuration.run_size = head.run_size;
   configuration.cpuid = cpuid;
   configuration.argument_count = head.argument_count;
-  configuration.arguments = {message.rest + cpuid_size, head.arguments_size};
+  configuration.devices = {reinterpret_cast<const casemate_device*>(message.rest + cpuid_size),
+                           head.device_count};
+  configuration.arguments = {message.rest + cpuid_size + devices_size, head.arguments_size};
   if (!are_strings(configuration.arguments, head.argument_count) ||
-      !(configuration.is_linux() ? is_valid_linux(head) : is_valid_bare_metal(head))) {
+      !(configuration.is_linux() ? is_valid_linux(head) && are_devices(configuration.devices)
+                                 : is_valid_bare_metal(head))) {
     refuse(EINVAL);
   }
   return configuration;
@@ -139,6 +164,13 @@ void check_descriptors(Configuration& configuration) {
   }
   if (configuration.has(CASEMATE_CONFIGURE_LEASE)) {
     expect(CASEMATE_FD_LEASE, regular_file);
+  }
+  int descriptor = CASEMATE_FD_DEVICES;
+  for (const casemate_device& device : configuration.devices) {
+    if (device.type == CASEMATE_DEVICE_BLOCK) {
+      expect(descriptor, regular_file, block_device);
+    }
+    descriptor += static_cast<int>(device.descriptors);
   }
 }
 

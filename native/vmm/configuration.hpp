@@ -35,6 +35,7 @@ struct Configuration {
   std::uint32_t vcpu_count = 0;
   std::size_t run_size = 0;
   casemate_kvm_cpuid2* cpuid = nullptr;
+  std::span<const casemate_device> devices{};
   std::uint32_t argument_count = 0;
   std::span<const std::byte> arguments{};
   std::uint64_t image_size = 0;

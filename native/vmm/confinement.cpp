@@ -57,9 +57,9 @@ constexpr std::uint32_t vcpu_ioctls[] = {KVM_RUN, KVM_SIGNAL_MSI, KVM_KVMCLOCK_C
                                          KVM_GET_SREGS};
 constexpr std::uint32_t loop_ioctls[] = {KVM_SIGNAL_MSI};
 constexpr auto linux_setup_ioctls = [] {
-  std::array<std::uint32_t, std::size(setup_ioctls) + 3> all{KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL,
-                                                             CASEMATE_KVM_SET_MSRS};
-  std::ranges::copy(setup_ioctls, all.begin() + 3);
+  std::array<std::uint32_t, std::size(setup_ioctls) + 4> all{KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL,
+                                                             CASEMATE_KVM_SET_MSRS, KVM_IOEVENTFD};
+  std::ranges::copy(setup_ioctls, all.begin() + 4);
   return all;
 }();
 constexpr std::uint32_t wake[] = {wake_descriptor};

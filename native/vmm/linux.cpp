@@ -7,6 +7,7 @@
 #include "sys/eventfd.hpp"
 #include "vmm/confinement.hpp"
 #include "vmm/control.hpp"
+#include "vmm/devices.hpp"
 #include "vmm/report.hpp"
 #include "vmm/vcpu_threads.hpp"
 
@@ -49,6 +50,7 @@ std::uint64_t load(const Configuration& configuration, const machine::GuestMemor
   source.initrds = std::span(initrds).first(configuration.input_count);
   source.command_line = configuration.arguments;
   source.vcpu_count = configuration.vcpu_count;
+  source.device_count = static_cast<std::uint32_t>(configuration.devices.size());
   std::uint64_t entry = 0;
   if (const auto error = machine::load_linux(source, memory, entry)) {
     fail(CASEMATE_SETUP_GUEST, error.system, error.reason);
@@ -67,7 +69,7 @@ public:
     lock_.lock();
   }
 
-  void create(const Configuration& configuration) {
+  void create(const Configuration& configuration, const machine::GuestMemory& memory) {
     check(CASEMATE_SETUP_VCPU, vcpus_.create(vm_, configuration));
     vcpus_.bootstrap().stage_sregs(machine::linux_system_registers(protocol_of(configuration)));
     check(CASEMATE_SETUP_VCPU, vcpus_.start(configuration, {on_exit, on_failure, this}));
@@ -78,6 +80,7 @@ public:
     if (has_console_) {
       check(CASEMATE_SETUP_DESCRIPTORS, loop_.add(input_, CASEMATE_FD_CONSOLE_IN, EPOLLIN));
     }
+    check(CASEMATE_SETUP_DEVICES, devices_.create(configuration, vm_, memory, loop_, board_));
   }
 
   [[noreturn]] void run(machine::BootProtocol protocol, std::uint64_t entry) {
@@ -392,6 +395,7 @@ private:
   EventLoop loop_{lock_};
   VcpuThreads vcpus_{lock_};
   machine::Board board_;
+  Devices devices_;
   const bool has_console_;
   const bool starts_paused_;
 
@@ -418,7 +422,7 @@ private:
 void run_linux(const Configuration& configuration, const kvm::VirtualMachine& vm,
                const machine::GuestMemory& memory, Timeline& timeline) {
   Machine machine(configuration, vm, timeline);
-  machine.create(configuration);
+  machine.create(configuration, memory);
   timeline.stamp(CASEMATE_STAMP_VCPU);
 
   // The last filter, as the vCPUs' threads have theirs: from here on everything comes from

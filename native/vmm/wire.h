@@ -31,7 +31,7 @@ enum casemate_fd {
   CASEMATE_FD_LEASE = 9,    /* optional; never used, held open until the monitor is gone */
   CASEMATE_FD_INITRDS = 10, /* the second initrd, and up from here the others */
   CASEMATE_FD_INITRDS_LAST = 15,
-  CASEMATE_FD_END
+  CASEMATE_FD_DEVICES = 16 /* from here on: those of the devices, in the order of their table */
 };
 
 /* ---- Node to monitor ---------------------------------------------------- */
@@ -71,10 +71,39 @@ enum casemate_configure_flags {
 #define CASEMATE_MAX_CPUID 256u
 #define CASEMATE_MAX_ARGUMENTS_SIZE 65536u
 #define CASEMATE_MAX_COMMAND_LINE 2048u /* with its NUL: what x86 kernels take */
+#define CASEMATE_MAX_DEVICES 16u
+#define CASEMATE_MAX_DEVICE_DESCRIPTORS 64u /* of all of them */
 #define CASEMATE_MAX_MESSAGE (128u * 1024u)
 
+/* By virtio's numbers. */
+enum casemate_device_type {
+  CASEMATE_DEVICE_NET = 1,
+  CASEMATE_DEVICE_BLOCK = 2,
+  CASEMATE_DEVICE_CONSOLE = 3,
+  CASEMATE_DEVICE_RNG = 4,
+  CASEMATE_DEVICE_BALLOON = 5,
+  CASEMATE_DEVICE_VSOCK = 19
+};
+
+/* A device of a Linux guest. What flags and parameters mean is its own. */
+struct casemate_device {
+  __u32 type; /* enum casemate_device_type */
+  __u32 flags;
+  __u32 descriptors; /* how many of those from CASEMATE_FD_DEVICES on are its own, in turn */
+  __u32 reserved;
+  __u64 parameters[14];
+};
+
+/* CASEMATE_DEVICE_BLOCK: one descriptor, of a regular file or a block device. */
+enum casemate_block_flags { CASEMATE_BLOCK_READ_ONLY = 1u << 0 };
+enum casemate_block_parameter {
+  CASEMATE_BLOCK_SERIAL = 0, /* 20 bytes, padded with zeroes, in three parameters */
+  CASEMATE_BLOCK_LIMIT = 3   /* struct RateLimitOptions of machine/rate_limit.hpp, four of them */
+};
+
 /* Followed by cpuid_count struct kvm_cpuid_entry2 (40 bytes each), of the first vCPU: the
- * others' differ in their APIC ids, which are their numbers. Then by
+ * others' differ in their APIC ids, which are their numbers. Then by device_count struct
+ * casemate_device, in the order in which a guest finds them; only Linux guests have any. Then by
  * arguments_size bytes: argument_count strings, each NUL-terminated. */
 struct casemate_configure {
   struct casemate_command header;
@@ -91,7 +120,7 @@ struct casemate_configure {
   __u32 run_size;       /* bytes of a vCPU's mapping, KVM_GET_VCPU_MMAP_SIZE */
   __u32 input_count;    /* at most 1, or of initrds CASEMATE_MAX_INITRDS */
   __u32 page_shift;     /* 21 or 30: memory is of the host's huge pages, set apart for this; or 0 */
-  __u32 device_count;
+  __u32 device_count;   /* up to CASEMATE_MAX_DEVICES */
   __u32 reserved;
 };
 
@@ -104,9 +133,12 @@ enum casemate_event_type {
   CASEMATE_EVENT_DOORBELL = 2,
   CASEMATE_EVENT_PAUSED = 3,
   CASEMATE_EVENT_RESUMED = 4,
-  CASEMATE_EVENT_EXITED = 5, /* the last event of a guest: struct casemate_exited */
-  CASEMATE_EVENT_FAILED = 6, /* set-up failed, no guest ran: struct casemate_failed */
-  CASEMATE_EVENT_BLOCKED = 7 /* seccomp refused a system call: struct casemate_blocked */
+  CASEMATE_EVENT_EXITED = 5,  /* the last event of a guest: struct casemate_exited */
+  CASEMATE_EVENT_FAILED = 6,  /* set-up failed, no guest ran: struct casemate_failed */
+  CASEMATE_EVENT_BLOCKED = 7, /* seccomp refused a system call: struct casemate_blocked */
+  /* Something behind a device went wrong; once for each operation of each device:
+   * struct casemate_device_error */
+  CASEMATE_EVENT_DEVICE_ERROR = 8
 };
 
 struct casemate_event {
@@ -149,9 +181,12 @@ enum casemate_exit_reason {
 
 /* What failed behind a device while its guest was running. */
 enum casemate_device_operation {
-  CASEMATE_DEVICE_SETUP = 1, /* when its driver was ready */
-  CASEMATE_DEVICE_READ = 2,
-  CASEMATE_DEVICE_WRITE = 3
+  CASEMATE_OPERATION_SETUP = 1, /* when its driver was ready */
+  CASEMATE_OPERATION_READ = 2,
+  CASEMATE_OPERATION_WRITE = 3,
+  CASEMATE_OPERATION_FLUSH = 4,
+  CASEMATE_OPERATION_DISCARD = 5,
+  CASEMATE_OPERATION_WRITE_ZEROES = 6
 };
 
 struct casemate_registers {
@@ -183,7 +218,8 @@ enum casemate_setup_step {
   CASEMATE_SETUP_MEMORY,
   CASEMATE_SETUP_IRQCHIP,
   CASEMATE_SETUP_VCPU,
-  CASEMATE_SETUP_GUEST /* the image is refused: detail says why */
+  CASEMATE_SETUP_GUEST,  /* the image is refused: detail says why */
+  CASEMATE_SETUP_DEVICES /* of a Linux guest */
 };
 
 enum casemate_image_error {
@@ -210,6 +246,14 @@ struct casemate_failed {
                    CASEMATE_SETUP_DESCRIPTORS, else 0 */
   __u32 reserved;
   char call[40]; /* the system call or ioctl that failed, NUL-terminated */
+};
+
+struct casemate_device_error {
+  struct casemate_event header;
+  __u32 device;    /* its place in the table */
+  __u32 operation; /* enum casemate_device_operation */
+  __u32 error;     /* errno */
+  __u32 reserved;
 };
 
 struct casemate_blocked {

@@ -10,9 +10,13 @@ export interface JailBinding {
     given: number,
     options: NativePlanOptions,
   ) => NativePlan;
-  /** A file to read, or a sealed memory file of contents. */
+  /**
+   * A file to read, or a sealed memory file of contents. A disk is given by its path or a descriptor, which is copied; it
+   * may be a block device, and is locked: shared, or alone where it can be written to.
+   */
   File: new (
-    source: string | Uint8Array,
+    source: string | Uint8Array | number,
+    kind?: 'disk' | 'writable-disk',
   ) => NativeFile;
   /**
    * A new cgroup in the directory `parent`, these files written. An error of one of them has it as its path, and leaves no

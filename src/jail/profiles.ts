@@ -187,9 +187,13 @@ export interface MonitorDescriptors {
   readonly inputs: number;
   /** It is born in a cgroup: the jail's, or one that was made for it. */
   readonly cgroup: boolean;
+  /** Of its devices, in their order: names of descriptors that are given, and of what the plan makes for them. */
+  readonly devices: readonly { readonly name: string; readonly isGiven: boolean }[];
+  /** The largest file that it may write to, in bytes. */
+  readonly fileSize: number;
   /** Numbers by name; enum casemate_fd of native/vmm/wire.h. */
   readonly numbers: Readonly<
-    Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'lease', number> &
+    Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'lease' | 'devices', number> &
       Record<'inputs', readonly number[]>
   >;
 }
@@ -209,6 +213,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
   const ownUserId = on('userNamespace') && !caller.rootless;
   const inputs = monitor.numbers.inputs.slice(0, monitor.inputs).map((number, i) => [inputName(i), number] as const);
   const given = ['null', 'kvm', 'guest', ...inputs.map(([name]) => name)];
+  for (const { name, isGiven } of monitor.devices) if (isGiven) given.push(name);
   if (jail.networkNamespaceFd !== undefined) given.push('networkNamespace');
   if (monitor.cgroup) given.push('cgroup');
 
@@ -230,7 +235,8 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
 
   if (on('networkNamespace')) list.push(steps.setns('networkNamespace', 'net'));
   if (on('utsNamespace')) list.push(steps.hostname(jail.hostname), steps.domainname(''));
-  if (on('rlimits')) list.push(...monitorLimits.map(([resource, limit]) => steps.rlimit(resource, limit)));
+  if (on('rlimits'))
+    list.push(...monitorLimits(monitor.fileSize).map(([resource, limit]) => steps.rlimit(resource, limit)));
   list.push(steps.session());
   if (on('keyring')) list.push(steps.keyring());
   if (on('coreScheduling')) list.push(steps.coreScheduling());
@@ -244,6 +250,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
       ...(monitor.console && { consoleOut: numbers.consoleOut, consoleIn: numbers.consoleIn }),
       ...Object.fromEntries(inputs),
       ...(ownUserId && { lease: numbers.lease }),
+      ...Object.fromEntries(monitor.devices.map(({ name }, index) => [name, numbers.devices + index])),
     }),
     steps.chdir('/'),
     steps.checkCwd(),
@@ -282,11 +289,12 @@ const cloneLayers: readonly (readonly [LayerName, NamespaceKind])[] = [
 ];
 
 /** Limits of a monitor: enough for 32 vCPUs and their devices, and nothing that it does not need. */
-export const monitorLimits = [
-  ['nofile', 256],
-  ['nproc', 64],
-  ['fsize', 0],
-  ['core', 0],
-  ['memlock', 0],
-  ['msgqueue', 0],
-] as const;
+export const monitorLimits = (fileSize: number) =>
+  [
+    ['nofile', 256],
+    ['nproc', 64],
+    ['fsize', fileSize],
+    ['core', 0],
+    ['memlock', 0],
+    ['msgqueue', 0],
+  ] as const;

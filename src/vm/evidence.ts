@@ -41,6 +41,8 @@ export interface EvidenceRequest {
   readonly limits: { readonly files: CgroupSettings['files']; readonly read: (file: string) => string } | undefined;
   /** Descriptors that it was born with. */
   readonly descriptors: readonly number[];
+  /** The largest file that it may write to, in bytes. */
+  readonly fileSize: number;
 }
 
 const namespaceLayers: readonly (readonly [LayerName, NamespaceKind])[] = [
@@ -243,7 +245,8 @@ class Reader {
 
   limits(): EvidenceLayer {
     const wanted = this.#required('rlimits');
-    const names: Record<(typeof monitorLimits)[number][0], string> = {
+    const limits = monitorLimits(this.#request.fileSize);
+    const names: Record<(typeof limits)[number][0], string> = {
       nofile: 'Max open files',
       nproc: 'Max processes',
       fsize: 'Max file size',
@@ -251,10 +254,10 @@ class Reader {
       memlock: 'Max locked memory',
       msgqueue: 'Max msgqueue size',
     };
-    const asked = wanted ? monitorLimits.map(([name, limit]) => `${name} ${limit}`).join(', ') : 'off';
+    const asked = wanted ? limits.map(([name, limit]) => `${name} ${limit}`).join(', ') : 'off';
     return this.#layer('rlimits', asked, () => {
       const text = this.#read('limits');
-      const found = monitorLimits.map(([name, limit]) => {
+      const found = limits.map(([name, limit]) => {
         const [, soft, hard] = new RegExp(`^${names[name]} +(\\S+) +(\\S+)`, 'm').exec(text) ?? [];
         return { name, soft, hard, ok: soft === String(limit) && hard === String(limit) };
       });

@@ -7,6 +7,12 @@ import type { FileSource } from './options.js';
 /** Files of one launch: opened here, taken by the launcher. */
 export class LaunchFiles {
   readonly #opened: NativeFile[] = [];
+  #largestDisk = 0;
+
+  /** In bytes, of those that can be written to. */
+  get largestDisk(): number {
+    return this.#largestDisk;
+  }
 
   /** A regular file to read; contents become a sealed memory file. A descriptor stays the caller's. */
   open(option: string, source: FileSource): NativeFile | number {
@@ -22,11 +28,29 @@ export class LaunchFiles {
       return file;
     } catch (cause) {
       if (!isSystemError(cause)) throw cause;
-      throw new CasemateError('ERR_CASEMATE_FILE', `${option}: ${name} cannot be opened: ${cause.message}`, {
-        step: option,
-        remedy: 'Check the path and its permissions; it is opened with the rights of this process.',
-        cause,
-      });
+      throw fileError(option, name, `cannot be opened: ${cause.message}`, openRemedy, cause);
+    }
+  }
+
+  /**
+   * A disk: a regular file or a block device, locked against others that write to it while this one is in use, or read
+   * what this one writes. A descriptor stays the caller's.
+   */
+  openDisk(option: string, source: string | number, isReadOnly: boolean): NativeFile | number {
+    const name = typeof source === 'string' ? source : `descriptor ${source}`;
+    try {
+      const disk = new native.File(source, isReadOnly ? 'disk' : 'writable-disk');
+      this.#opened.push(disk);
+      if (disk.size < 0) throw fileError(option, name, 'is neither a regular file nor a block device', diskRemedy);
+      if (disk.size < sectorSize) throw fileError(option, name, 'has no room for a sector of 512 bytes', diskRemedy);
+      if (!isReadOnly) this.#largestDisk = Math.max(this.#largestDisk, disk.size);
+      return disk;
+    } catch (cause) {
+      if (!isSystemError(cause)) throw cause;
+      const isLocked = cause.code === 'EAGAIN' || (cause.code === 'EACCES' && cause.syscall.startsWith('fcntl'));
+      if (isLocked)
+        throw fileError(option, name, 'is in use by another VM, or another program has locked it', lockRemedy, cause);
+      throw fileError(option, name, `cannot be opened: ${cause.message}`, openRemedy, cause);
     }
   }
 
@@ -45,8 +69,16 @@ function checkSize(option: string, name: string, size: number): void {
           'Pass a regular file, its contents as a Uint8Array, or a descriptor of a file or memfd.',
         ]
       : ['is empty', 'Pass a file with something in it.'];
-  throw new CasemateError('ERR_CASEMATE_FILE', `${option}: ${name} ${what}`, { step: option, remedy });
+  throw fileError(option, name, what, remedy);
 }
+
+const fileError = (option: string, name: string, what: string, remedy: string, cause?: unknown): CasemateError =>
+  new CasemateError('ERR_CASEMATE_FILE', `${option}: ${name} ${what}`, { step: option, remedy, cause });
+
+const openRemedy = 'Check the path and its permissions; it is opened with the rights of this process.';
+const diskRemedy = 'Pass a regular file with the bytes of a disk in it, or a block device.';
+const lockRemedy = 'A disk that one VM writes to no other one can have; several can have it with readOnly: true.';
+const sectorSize = 512;
 
 /** In bytes; -1 for what is no regular file. */
 function sizeOf(fd: number): number {

@@ -15,11 +15,13 @@ import {
   reaped,
   runLaunch,
 } from '../jail/launcher.js';
+import type { NativeFile } from '../jail/native.js';
 import { inputName, type Jail, monitorPlan } from '../jail/profiles.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
 import * as selinux from '../selinux/index.js';
 import { channels } from './channels.js';
+import type { Device } from './devices.js';
 import { describeExit, type VmExit } from './exit.js';
 import { builtInGuest, LaunchFiles } from './files.js';
 import { kvmDevice, vcpuFacts } from './kvm-device.js';
@@ -27,7 +29,7 @@ import { killedForMemory } from './limits.js';
 import { type LaunchOptions, type ParsedOptions, parseOptions } from './options.js';
 import { timeline } from './timeline.js';
 import { Vm } from './vm.js';
-import { bare, decodeEvent, encodeConfiguration, type MonitorEvent, wire } from './wire.js';
+import { bare, decodeEvent, encodeConfiguration, encodeDevices, type MonitorEvent, wire } from './wire.js';
 
 let count = 0;
 
@@ -70,10 +72,12 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
   const files = new LaunchFiles();
   const cgroup = options.limits && limitedCgroup(options.limits);
   let launching: Promise<LaunchOutcome>;
-  const plan = planFor(options);
+  let plan: LaunchPlan;
   const names = isLinux(options) ? linuxNames : bareMetalNames;
   try {
     const kvm = kvmDevice(options.kvmFd);
+    const devices = openDevices(options.devices, files);
+    plan = planFor(options, files.largestDisk);
     const configuration = encodeConfiguration({
       memorySize: options.memoryMib * 1024 * 1024,
       flags: configurationFlags(options),
@@ -83,6 +87,7 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
       pageShift: pageShifts[options.hugePages ?? 'any'],
       cpl: options.cpl,
       ...vcpuFacts(kvm, options.vcpus),
+      devices: tableOf(options.devices),
       args: options.args,
     });
     launching = runLaunch({
@@ -94,6 +99,7 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
         ...Object.fromEntries(
           options.inputs.map((file, i) => [inputName(i), files.open(names.input(options.inputs, i), file)]),
         ),
+        ...devices,
         ...(options.jail.networkNamespaceFd !== undefined && { networkNamespace: options.jail.networkNamespaceFd }),
         ...(bornInCgroup(options) && { cgroup: cgroup?.handle.fd ?? (options.jail.cgroupFd as number) }),
       },
@@ -112,7 +118,27 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
     if (options.signal?.aborted) throw abortError(options.signal);
     throw outcome.stage === 'monitor' ? monitorError(options, outcome, end) : launchError(outcome);
   }
-  return awaitDoorbell(id, options, plan, outcome, cgroup?.files, t0);
+  return awaitDoorbell(id, options, plan, outcome, cgroup?.files, t0, files.largestDisk);
+}
+
+const noDevices = encodeDevices([]);
+
+function tableOf(devices: readonly Device[]): Uint8Array {
+  if (devices.length === 0) return noDevices;
+  return encodeDevices(devices.map((device) => ({ ...device, descriptors: device.descriptors.length })));
+}
+
+/** The descriptors of devices, in their order: the name of each in the plan. */
+const descriptorsOf = (devices: readonly Device[]) =>
+  devices.flatMap(({ descriptors }) => descriptors).map((source, index) => ({ name: nameOf(source, index), source }));
+
+const nameOf = (source: unknown, index: number): string => (typeof source === 'string' ? source : `device${index}`);
+
+/** Those of them that the plan does not make itself. */
+function openDevices(devices: readonly Device[], files: LaunchFiles): Record<string, number | NativeFile> {
+  return Object.fromEntries(
+    descriptorsOf(devices).flatMap(({ name, source }) => (typeof source === 'string' ? [] : [[name, source(files)]])),
+  );
 }
 
 const bareMetalNames = { guest: 'options.guest', input: () => 'options.input' };
@@ -132,6 +158,7 @@ async function awaitDoorbell(
   outcome: LaunchOutcome,
   limits: CgroupSettings['files'] | undefined,
   t0: bigint,
+  fileSize: number,
 ): Promise<Vm> {
   const { jail, signal } = options;
   const child = outcome.child as NonNullable<LaunchOutcome['child']>;
@@ -142,6 +169,7 @@ async function awaitDoorbell(
       ? { output: plan.slots.get('ourConsoleOut') as number, input: plan.slots.get('ourConsoleIn') as number }
       : undefined,
     startPaused: options.startPaused,
+    devices: options.devices.map(({ option }) => option),
     ended: (exit) => channels.exit.publish({ id, vm, exit }),
     evidence: () => ({
       jail,
@@ -150,6 +178,7 @@ async function awaitDoorbell(
       userId: caller().rootless ? caller().uid : outcome.userId,
       limits: limits && { files: limits, read: (file) => child.cgroupFile(file) },
       descriptors: bornWith(options),
+      fileSize,
     }),
   });
   const kill = () => vm.end({ reason: 'killed' });
@@ -314,7 +343,7 @@ function configurationFlags({ console, jail, startPaused }: ParsedOptions): numb
 }
 
 /** The numbers of the descriptors that a monitor is born with. */
-function bornWith({ console, inputs, jail }: ParsedOptions): number[] {
+function bornWith({ console, inputs, jail, devices }: ParsedOptions): number[] {
   const { control, kvm, guest, lease } = wire.descriptors;
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
   return [
@@ -327,19 +356,24 @@ function bornWith({ console, inputs, jail }: ParsedOptions): number[] {
     ...(console ? [wire.descriptors.consoleOut, wire.descriptors.consoleIn] : []),
     ...wire.descriptors.inputs.slice(0, inputs.length),
     ...(ownUserId ? [lease] : []),
+    ...descriptorsOf(devices).map((_, index) => wire.descriptors.devices + index),
   ];
 }
 
 const plans = new Map<string, LaunchPlan>();
 
 /** The plan of a launch: the same for all launches that ask for the same jail. */
-function planFor(options: ParsedOptions): LaunchPlan {
+function planFor(options: ParsedOptions, fileSize: number): LaunchPlan {
   const { jail, console, inputs } = options;
   const cgroup = bornInCgroup(options);
-  const key = `${jail.key} ${console} ${inputs.length} ${cgroup}`;
+  const devices = descriptorsOf(options.devices).map(({ name, source }) => ({
+    name,
+    isGiven: typeof source !== 'string',
+  }));
+  const key = `${jail.key} ${console} ${inputs.length} ${cgroup} ${devices.map(({ name }) => name)} ${fileSize}`;
   let plan = plans.get(key);
   if (plan === undefined) {
-    const monitor = { console, inputs: inputs.length, cgroup, numbers: wire.descriptors };
+    const monitor = { console, inputs: inputs.length, cgroup, devices, fileSize, numbers: wire.descriptors };
     plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
     });
@@ -360,7 +394,7 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   checkLayers(parsed.jail);
   vcpuFacts(kvmDevice(parsed.kvmFd), parsed.vcpus);
   if (parsed.limits !== undefined) checkLimits(parsed.limits);
-  planFor(parsed);
+  if (descriptorsOf(parsed.devices).length === 0) planFor(parsed, 0);
   devNull();
   if (parsed.guest === undefined) builtInGuest();
   await poolsFilled();

@@ -1,6 +1,7 @@
 import { boolean, descriptor, integer, invalid, object, oneOf, string } from '../is.js';
 import type { CgroupSettings } from '../jail/cgroup.js';
 import { type Jail, type JailOptions, parseJail } from '../jail/profiles.js';
+import { type Device, type DiskOptions, parseDevices } from './devices.js';
 import { type Limits, parseLimits } from './limits.js';
 import { wire } from './wire.js';
 
@@ -27,9 +28,15 @@ export interface LaunchOptions {
   /**
    * The command line of `kernel`, all of it; at most 2047 bytes. Default `'console=ttyS0 quiet panic=-1 pci=off'`: the
    * console is {@link Vm.console}; each byte on it costs an exit, hence only what matters; a kernel that panics ends its
-   * VM; and there is no PCI to look for.
+   * VM; and there is no PCI to look for. With disks and without an initrd also `root=/dev/vda rw`, or `ro` where that
+   * disk is read-only.
    */
   cmdline?: string;
+  /**
+   * The disks of `kernel`, in the order in which it finds them: `/dev/vda`, `/dev/vdb` and so on, for a kernel with the
+   * driver (virtio_blk and virtio_mmio, built in or from its initrd). At most 15. docs/devices.md
+   */
+  disks?: readonly DiskOptions[];
   /** How `kernel` is started: by the 64-bit boot protocol of Linux, `'linux'`, the default, or by `'pvh'`. */
   bootProtocol?: 'linux' | 'pvh';
   /** What `guest` is. Default `'auto'`: ELF by its first bytes, flat otherwise. */
@@ -82,6 +89,8 @@ export interface ParsedOptions {
   readonly args: readonly string[];
   /** Of a Linux guest its initrds. */
   readonly inputs: readonly FileSource[];
+  /** Of a Linux guest, in the order in which it finds them. */
+  readonly devices: readonly Device[];
   readonly memoryMib: number;
   readonly hugePages: '2M' | '1G' | undefined;
   readonly vcpus: number;
@@ -102,6 +111,7 @@ const known = [
   'initrd',
   'cmdline',
   'bootProtocol',
+  'disks',
   'format',
   'args',
   'input',
@@ -125,9 +135,16 @@ const maxDelayMs = 0x7fffffff;
 
 const defaultCmdline = 'console=ttyS0 quiet panic=-1 pci=off';
 
+/** Without an initrd that would know better, the first disk is the root. */
+function defaultCmdlineOf({ initrd }: Record<string, unknown>, devices: readonly Device[]): string {
+  const disk = devices.find(({ type }) => type === 'block');
+  if (disk === undefined || initrd !== undefined) return defaultCmdline;
+  return `${defaultCmdline} root=/dev/vda ${disk.writesFile ? 'rw' : 'ro'}`;
+}
+
 /** Options that only bare-metal guests have, and those that only Linux guests have. */
 const bareMetalOnly = ['guest', 'format', 'args', 'input', 'cpl', 'name'] as const;
-const linuxOnly = ['initrd', 'cmdline', 'bootProtocol', 'hugePages', 'vcpus'] as const;
+const linuxOnly = ['initrd', 'cmdline', 'bootProtocol', 'disks', 'hugePages', 'vcpus'] as const;
 
 /** Refuses bad options before anything is created. */
 export function parseOptions(options: unknown): ParsedOptions {
@@ -169,7 +186,10 @@ export function parseOptions(options: unknown): ParsedOptions {
   };
 }
 
-type GuestOptions = Pick<ParsedOptions, 'guest' | 'format' | 'args' | 'inputs' | 'hugePages' | 'vcpus' | 'cpl'>;
+type GuestOptions = Pick<
+  ParsedOptions,
+  'guest' | 'format' | 'args' | 'inputs' | 'devices' | 'hugePages' | 'vcpus' | 'cpl'
+>;
 
 function parseBareMetal(given: Record<string, unknown>): GuestOptions {
   refuse(given, linuxOnly, 'without options.kernel');
@@ -182,6 +202,7 @@ function parseBareMetal(given: Record<string, unknown>): GuestOptions {
     args: [argv0, ...parseArgs(args, argv0)],
     inputs: input === undefined ? [] : [parseFile('options.input', input)],
     hugePages: undefined,
+    devices: [],
     vcpus: 1,
     cpl,
   };
@@ -189,7 +210,9 @@ function parseBareMetal(given: Record<string, unknown>): GuestOptions {
 
 function parseLinux(given: Record<string, unknown>): GuestOptions {
   refuse(given, bareMetalOnly, 'with options.kernel');
-  const { kernel, initrd, cmdline = defaultCmdline, bootProtocol = 'linux', hugePages, vcpus = 1 } = given;
+  const devices = parseDevices(given);
+  const { kernel, initrd, cmdline = defaultCmdlineOf(given, devices) } = given;
+  const { bootProtocol = 'linux', hugePages, vcpus = 1 } = given;
   const line = string('options.cmdline', cmdline);
   const most = wire.maxCommandLine - 1;
   if (Buffer.byteLength(line) > most) {
@@ -201,6 +224,7 @@ function parseLinux(given: Record<string, unknown>): GuestOptions {
     args: [line],
     inputs: parseInitrds(initrd),
     hugePages: hugePages === undefined ? undefined : oneOf('options.hugePages', hugePages, ['2M', '1G']),
+    devices,
     vcpus: integer('options.vcpus', vcpus, 1, wire.maxVcpus),
     cpl: 0,
   };

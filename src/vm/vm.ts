@@ -5,6 +5,7 @@ import { CasemateError } from '../errors.js';
 import type { ChildEnd } from '../jail/launcher.js';
 import type { NativeChild } from '../jail/native.js';
 import { syscallName } from '../jail/syscalls.js';
+import { native } from '../native.js';
 import { Console } from './console.js';
 import { type Evidence, type EvidenceRequest, readEvidence } from './evidence.js';
 import { crashOf, exitOf, type VmExit } from './exit.js';
@@ -17,6 +18,8 @@ export interface VmEvents {
   paused: [];
   /** The guest runs again. */
   resumed: [];
+  /** Something behind a device failed, a disk's file for example; its guest was told. Once for each operation of each device. */
+  'device-error': [error: CasemateError];
   /** The VM has ended and nothing of it is left. Last event. */
   exit: [exit: VmExit];
 }
@@ -31,6 +34,8 @@ export interface VmParts {
   /** Slots of our ends of the console, undefined where there is none. */
   readonly console: { readonly output: number; readonly input: number } | undefined;
   readonly startPaused: boolean;
+  /** Of its devices the options that they come from, in the monitor's order. */
+  readonly devices: readonly string[];
   /** Hears of the end before all listeners. */
   readonly ended: (exit: VmExit) => void;
   readonly evidence: () => EvidenceRequest;
@@ -63,6 +68,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   #failure: Extract<MonitorEvent, { type: 'failed' }> | undefined;
   #blockedSyscall: string | undefined;
   #violation: string | undefined;
+  /** Those that there have been, by device and operation. */
+  readonly #deviceErrors = new Set<string>();
   readonly #resolveStarted: (stamps: MonitorStamps | undefined) => void;
   /** Calls of pause() and resume() take their turns. */
   #turn: Promise<void> = Promise.resolve();
@@ -223,6 +230,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
         answer();
         return void this.emit(event.type);
       }
+      case 'deviceError':
+        return this.#onDeviceError(event);
       case 'exited':
         this.#guestExit = event;
         return;
@@ -235,6 +244,22 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       default:
         return this.#violate('a message that is none of the protocol');
     }
+  }
+
+  #onDeviceError({ device, operation, errno }: Extract<MonitorEvent, { type: 'deviceError' }>): void {
+    const option = this.#parts.devices[device];
+    const key = `${device} ${operation}`;
+    if (option === undefined || this.#deviceErrors.has(key)) return this.#violate('an error of no device, or again');
+    this.#deviceErrors.add(key);
+    const cause = native.systemError(errno, operation);
+    this.emit(
+      'device-error',
+      new CasemateError('ERR_CASEMATE_DEVICE', `${option}: ${operation} failed: ${cause.message}`, {
+        step: option,
+        remedy: 'See to the file or the device behind it; its guest was told that the operation failed.',
+        cause,
+      }),
+    );
   }
 
   /** A monitor that breaks the protocol is no longer ours. */

@@ -15,6 +15,7 @@ export const wire = {
     consoleIn: 7,
     inputs: [8, 10, 11, 12, 13, 14, 15],
     lease: 9,
+    devices: 16,
   },
   commands: { configure: 1, run: 2, pause: 3, resume: 4 },
   formats: { auto: 0, elf: 1, flat: 2, linux: 3, pvh: 4 },
@@ -27,15 +28,21 @@ export const wire = {
     parentDeath: 32,
     paused: 64,
   },
+  deviceTypes: { net: 1, block: 2, console: 3, rng: 4, balloon: 5, vsock: 19 },
+  blockFlags: { readOnly: 1 },
   configureSize: 72,
+  deviceSize: 128,
+  deviceParameters: 14,
+  maxDevices: 16,
+  maxDeviceDescriptors: 64,
   cpuidEntrySize: 40,
   maxVcpus: 32,
   maxInitrds: 7,
   maxCpuid: 256,
   maxArgumentsSize: 65536,
   maxCommandLine: 2048,
-  events: { jailed: 1, doorbell: 2, paused: 3, resumed: 4, exited: 5, failed: 6, blocked: 7 },
-  sizes: { doorbell: 96, exited: 232, failed: 64, blocked: 24 },
+  events: { jailed: 1, doorbell: 2, paused: 3, resumed: 4, exited: 5, failed: 6, blocked: 7, deviceError: 8 },
+  sizes: { doorbell: 96, exited: 232, failed: 64, blocked: 24, deviceError: 24 },
   exits: { guest: 1, fault: 2, shutdown: 3, internal: 4, protocol: 5, host: 6, poweroff: 7, reboot: 8, panic: 9 },
 } as const;
 
@@ -55,7 +62,17 @@ export const stampNames = [
 ] as const;
 
 /** enum casemate_setup_step, from 1. */
-const setupSteps = ['configure', 'descriptors', 'jail', 'createVm', 'memory', 'irqchip', 'vcpu', 'guest'] as const;
+const setupSteps = [
+  'configure',
+  'descriptors',
+  'jail',
+  'createVm',
+  'memory',
+  'irqchip',
+  'vcpu',
+  'guest',
+  'devices',
+] as const;
 
 /** Where a monitor's set-up failed. */
 export type SetupStep = (typeof setupSteps)[number];
@@ -106,6 +123,34 @@ const registerNames = [
 /** The registers of a vCPU at the moment its guest ended. */
 export type GuestRegisters = Readonly<Record<(typeof registerNames)[number], bigint>>;
 
+/** enum casemate_device_operation, from 1: what failed behind a device. */
+export const deviceOperations = ['setup', 'read', 'write', 'flush', 'discard', 'write zeroes'] as const;
+
+/** What failed behind a device. */
+export type DeviceOperation = (typeof deviceOperations)[number];
+
+/** struct casemate_device. */
+export interface DeviceEntry {
+  readonly type: keyof typeof wire.deviceTypes;
+  readonly flags: number;
+  /** How many it has. */
+  readonly descriptors: number;
+  readonly parameters: readonly bigint[];
+}
+
+/** The table of devices, as it stands in a configuration. */
+export function encodeDevices(devices: readonly DeviceEntry[]): Uint8Array {
+  const bytes = Buffer.alloc(devices.length * wire.deviceSize);
+  for (const [index, { type, flags, descriptors, parameters }] of devices.entries()) {
+    const at = index * wire.deviceSize;
+    bytes.writeUInt32LE(wire.deviceTypes[type], at);
+    bytes.writeUInt32LE(flags, at + 4);
+    bytes.writeUInt32LE(descriptors, at + 8);
+    for (const [i, parameter] of parameters.entries()) bytes.writeBigUInt64LE(parameter, at + 16 + 8 * i);
+  }
+  return bytes;
+}
+
 /** A monitor's configuration. */
 export interface Configuration {
   memorySize: number;
@@ -120,6 +165,8 @@ export interface Configuration {
   inputs: number;
   /** Of huge pages that its memory is made of; 0: of whatever pages the kernel finds best. */
   pageShift: 0 | 21 | 30;
+  /** From {@link encodeDevices}. */
+  devices: Uint8Array;
   args: readonly string[];
 }
 
@@ -128,9 +175,11 @@ export interface Configuration {
  * would be a quarter of the JavaScript before a launch.
  */
 export function encodeConfiguration(configuration: Configuration): Uint8Array {
-  const { cpuid, args } = configuration;
+  const { cpuid, devices, args } = configuration;
   const strings = `${args.join('\0')}\0`;
-  if (scratch.cpuid !== cpuid || scratch.strings !== strings) scratch = makeScratch(cpuid, strings);
+  if (scratch.cpuid !== cpuid || scratch.devices !== devices || scratch.strings !== strings) {
+    scratch = makeScratch(cpuid, devices, strings);
+  }
   const { bytes, words } = scratch;
   // In the machine's byte order, as the monitor reads it. The fields in the order of the struct:
   words[0] = wire.commands.configure;
@@ -145,10 +194,11 @@ export function encodeConfiguration(configuration: Configuration): Uint8Array {
   words[9] = configuration.cpl;
   words[10] = cpuid.length / wire.cpuidEntrySize;
   words[11] = args.length;
-  words[12] = bytes.length - wire.configureSize - cpuid.length;
+  words[12] = bytes.length - wire.configureSize - cpuid.length - devices.length;
   words[13] = configuration.runSize;
   words[14] = configuration.inputs;
   words[15] = configuration.pageShift;
+  words[16] = devices.length / wire.deviceSize;
   return bytes;
 }
 
@@ -158,18 +208,20 @@ interface Scratch {
   /** The same memory. */
   readonly words: Uint32Array;
   readonly cpuid: Uint8Array;
+  readonly devices: Uint8Array;
   readonly strings: string;
 }
 
-function makeScratch(cpuid: Uint8Array, strings: string): Scratch {
+function makeScratch(cpuid: Uint8Array, devices: Uint8Array, strings: string): Scratch {
   const text = Buffer.from(strings);
-  const bytes = new Uint8Array(wire.configureSize + cpuid.length + text.length);
+  const bytes = new Uint8Array(wire.configureSize + cpuid.length + devices.length + text.length);
   bytes.set(cpuid, wire.configureSize);
-  bytes.set(text, wire.configureSize + cpuid.length);
-  return { bytes, words: new Uint32Array(bytes.buffer, 0, wire.configureSize / 4), cpuid, strings };
+  bytes.set(devices, wire.configureSize + cpuid.length);
+  bytes.set(text, wire.configureSize + cpuid.length + devices.length);
+  return { bytes, words: new Uint32Array(bytes.buffer, 0, wire.configureSize / 4), cpuid, devices, strings };
 }
 
-let scratch = makeScratch(new Uint8Array(), '');
+let scratch = makeScratch(new Uint8Array(), new Uint8Array(), '');
 
 /** A message of eight bytes: a command, or an event without a body. */
 export function bare(type: number): Uint8Array {
@@ -200,7 +252,8 @@ export type MonitorEvent =
   | { type: 'doorbell'; stamps: MonitorStamps }
   | ExitedEvent
   | { type: 'failed'; step: SetupStep; errno: number; call: string; detail: number; image: string | undefined }
-  | { type: 'blocked'; syscall: number; arch: number; argument: bigint };
+  | { type: 'blocked'; syscall: number; arch: number; argument: bigint }
+  | { type: 'deviceError'; device: number; operation: DeviceOperation; errno: number };
 
 /**
  * A monitor's message, or undefined where it is none of the protocol's: wrong size for its type, numbers out of
@@ -229,6 +282,14 @@ export function decodeEvent(bytes: Buffer, size: number): MonitorEvent | undefin
       if (size !== sizes.blocked) return undefined;
       const argument = bytes.readBigUInt64LE(16);
       return { type: 'blocked', syscall: bytes.readUInt32LE(8), arch: bytes.readUInt32LE(12), argument };
+    }
+    case events.deviceError: {
+      if (size !== sizes.deviceError) return undefined;
+      const device = bytes.readUInt32LE(8);
+      const operation = deviceOperations[bytes.readUInt32LE(12) - 1];
+      const errno = bytes.readUInt32LE(16);
+      if (device >= wire.maxDevices || operation === undefined || errno === 0 || errno > 4095) return undefined;
+      return { type: 'deviceError', device, operation, errno };
     }
     default:
       return undefined;

@@ -13,7 +13,9 @@ import {
 import {
   bare,
   decodeEvent,
+  deviceOperations,
   encodeConfiguration,
+  encodeDevices,
   type MonitorEvent,
   type SetupStep,
   stampNames,
@@ -344,12 +346,13 @@ const setupSteps: Record<SetupStep, string> = {
   irqchip: 'IRQCHIP',
   vcpu: 'VCPU',
   guest: 'GUEST',
+  devices: 'DEVICES',
 };
 
 withCompiler('the numbers of the control protocol are those of native/vmm/wire.h', (t) => {
   t.is<number, number>(wire.magic, c('CASEMATE_WIRE_MAGIC'));
   t.is<number, number>(wire.version, c('CASEMATE_WIRE_VERSION'));
-  const fds = { control: 'CONTROL', kvm: 'KVM', guest: 'GUEST', lease: 'LEASE' };
+  const fds = { control: 'CONTROL', kvm: 'KVM', guest: 'GUEST', lease: 'LEASE', devices: 'DEVICES' };
   const consoles = { consoleOut: 'CONSOLE_OUT', consoleIn: 'CONSOLE_IN' };
   const { inputs, ...descriptors } = wire.descriptors;
   t.deepEqual<object, object>(descriptors, constants({ ...fds, ...consoles }, 'CASEMATE_FD_'));
@@ -364,7 +367,7 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   ]);
   t.is<number, number>(inputs.length, c('CASEMATE_MAX_INITRDS'));
   t.is<number, number>(wire.maxInitrds, inputs.length);
-  t.is(Math.max(...Object.values(descriptors), ...inputs) + 1, c('CASEMATE_FD_END'));
+  t.is(Math.max(...inputs) + 1, descriptors.devices, 'nothing lies above where those of devices begin');
   const commands = { configure: 'CONFIGURE', run: 'RUN', pause: 'PAUSE', resume: 'RESUME' };
   t.deepEqual<object, object>(wire.commands, constants(commands, 'CASEMATE_COMMAND_'));
   const formats = { auto: 'AUTO', elf: 'ELF', flat: 'FLAT', linux: 'LINUX', pvh: 'PVH' };
@@ -375,20 +378,35 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   const events = { jailed: 'JAILED', doorbell: 'DOORBELL', paused: 'PAUSED', resumed: 'RESUMED', exited: 'EXITED' };
   t.deepEqual<object, object>(
     wire.events,
-    constants({ ...events, failed: 'FAILED', blocked: 'BLOCKED' }, 'CASEMATE_EVENT_'),
+    constants({ ...events, failed: 'FAILED', blocked: 'BLOCKED', deviceError: 'DEVICE_ERROR' }, 'CASEMATE_EVENT_'),
   );
   const exits = { guest: 'GUEST', fault: 'FAULT', shutdown: 'SHUTDOWN', internal: 'INTERNAL', protocol: 'PROTOCOL' };
   const linuxExits = { poweroff: 'POWEROFF', reboot: 'REBOOT', panic: 'PANIC' };
   t.deepEqual<object, object>(wire.exits, constants({ ...exits, host: 'HOST', ...linuxExits }, 'CASEMATE_EXIT_'));
-  const sizes = Object.keys(wire.sizes).map((name) => [name, c(`sizeof casemate_${name}`)]);
+  const sizes = Object.keys(wire.sizes).map((name) => [
+    name,
+    c(`sizeof casemate_${name === 'deviceError' ? 'device_error' : name}`),
+  ]);
   t.deepEqual<object, object>(wire.sizes, Object.fromEntries(sizes));
+  const types = { net: 'NET', block: 'BLOCK', console: 'CONSOLE', rng: 'RNG', balloon: 'BALLOON', vsock: 'VSOCK' };
+  t.deepEqual<object, object>(wire.deviceTypes, constants(types, 'CASEMATE_DEVICE_'));
+  t.deepEqual<object, object>(wire.blockFlags, constants({ readOnly: 'READ_ONLY' }, 'CASEMATE_BLOCK_'));
+  t.is<number, number>(wire.deviceSize, c('sizeof casemate_device'));
+  t.is<number, number>(wire.deviceSize, c('casemate_device.parameters') + 8 * wire.deviceParameters);
+  t.is<number, number>(wire.maxDevices, c('CASEMATE_MAX_DEVICES'));
+  t.is<number, number>(wire.maxDeviceDescriptors, c('CASEMATE_MAX_DEVICE_DESCRIPTORS'));
+  t.deepEqual(
+    deviceOperations.map((name) => c(`CASEMATE_OPERATION_${name.toUpperCase().replace(' ', '_')}`)),
+    [...deviceOperations.keys()].map((index) => index + 1),
+  );
   t.is<number, number>(wire.configureSize, c('sizeof casemate_configure'));
   t.is<number, number>(wire.maxVcpus, c('CASEMATE_MAX_VCPUS'));
   t.is<number, number>(wire.maxCpuid, c('CASEMATE_MAX_CPUID'));
   t.is<number, number>(wire.maxArgumentsSize, c('CASEMATE_MAX_ARGUMENTS_SIZE'));
   t.is<number, number>(wire.maxCommandLine, c('CASEMATE_MAX_COMMAND_LINE'));
   t.is<number, number>(wire.cpuidEntrySize, c('sizeof kvm_cpuid_entry2'));
-  const largest = wire.configureSize + wire.maxCpuid * wire.cpuidEntrySize + wire.maxArgumentsSize;
+  const tables = wire.maxCpuid * wire.cpuidEntrySize + wire.maxDevices * wire.deviceSize;
+  const largest = wire.configureSize + tables + wire.maxArgumentsSize;
   t.true(largest <= c('CASEMATE_MAX_MESSAGE'));
   const stamps = [
     'MAIN',
@@ -422,7 +440,9 @@ withCompiler('a configuration is struct casemate_configure', (t) => {
     inputs: 3,
     pageShift: 30,
   } as const;
-  const encoded = encodeConfiguration({ ...numbers, format: 'flat', cpuid, args });
+  const disk = { type: 'block', flags: 1, descriptors: 3, parameters: [7n, 8n] } as const;
+  const devices = encodeDevices([{ type: 'rng', flags: 0, descriptors: 0, parameters: [] }, disk]);
+  const encoded = encodeConfiguration({ ...numbers, format: 'flat', cpuid, devices, args });
   const bytes = Buffer.from(encoded);
   const u32 = (field: string) => bytes.readUInt32LE(c(field));
   t.is(u32('casemate_command.type'), c('CASEMATE_COMMAND_CONFIGURE'));
@@ -440,9 +460,18 @@ withCompiler('a configuration is struct casemate_configure', (t) => {
   t.is(u32('casemate_configure.run_size'), 12288);
   t.is(u32('casemate_configure.input_count'), 3);
   t.is(u32('casemate_configure.page_shift'), 30);
+  t.is(u32('casemate_configure.device_count'), 2);
   const size = c('sizeof casemate_configure');
   t.deepEqual(bytes.subarray(size, size + 80), Buffer.from(cpuid));
-  t.is(bytes.toString('utf8', size + 80), 'guest\0ü\0');
+  const table = bytes.subarray(size + 80, size + 80 + devices.length);
+  t.is(table.length, 2 * c('sizeof casemate_device'));
+  const second = table.subarray(c('sizeof casemate_device'));
+  t.is(table.readUInt32LE(c('casemate_device.type')), c('CASEMATE_DEVICE_RNG'));
+  t.is(second.readUInt32LE(c('casemate_device.type')), c('CASEMATE_DEVICE_BLOCK'));
+  t.is(second.readUInt32LE(c('casemate_device.flags')), 1);
+  t.is(second.readUInt32LE(c('casemate_device.descriptors')), 3);
+  t.is(second.readBigUInt64LE(c('casemate_device.parameters') + 8), 8n);
+  t.is(bytes.toString('utf8', size + 80 + devices.length), 'guest\0ü\0');
   const command = Buffer.from(bare(wire.commands.pause));
   t.is(command.length, c('sizeof casemate_command'));
   t.is(command.readUInt32LE(c('casemate_command.type')), c('CASEMATE_COMMAND_PAUSE'));
@@ -548,6 +577,8 @@ withCompiler("a monitor's messages are read as the structs of wire.h", (t) => {
 
   const blocked = message('blocked', 'BLOCKED', { number: 41, arch: 0xc000003e, argument: 1n << 40n });
   t.deepEqual(decoded(blocked), { type: 'blocked', syscall: 41, arch: 0xc000003e, argument: 1n << 40n });
+  const broken = message('device_error', 'DEVICE_ERROR', { device: 2, operation: 3, error: 28 });
+  t.deepEqual(decoded(broken), { type: 'deviceError', device: 2, operation: 'write', errno: 28 });
 });
 
 withCompiler('a message that is not one of the protocol is none at all', (t) => {
@@ -556,6 +587,7 @@ withCompiler('a message that is not one of the protocol is none at all', (t) => 
     exited: message('exited', 'EXITED', { reason: c('CASEMATE_EXIT_GUEST') }),
     failed: message('failed', 'FAILED', { step: c('CASEMATE_SETUP_VM') }),
     blocked: message('blocked', 'BLOCKED'),
+    device: message('device_error', 'DEVICE_ERROR', { operation: 1, error: 5 }),
     paused: message('event', 'PAUSED'),
   };
   for (const [name, bytes] of Object.entries(good)) {
@@ -575,7 +607,8 @@ withCompiler('a message that is not one of the protocol is none at all', (t) => 
   for (const reason of reasons) t.is(decoded(message('exited', 'EXITED', { reason })), undefined);
   t.is(decoded(message('exited', 'EXITED', { reason: c('CASEMATE_EXIT_GUEST'), code: 256 })), undefined);
   t.is(decoded(message('exited', 'EXITED', { reason: c('CASEMATE_EXIT_FAULT'), vector: 32 })), undefined);
-  for (const step of [0, 9, 0xffffffff]) t.is(decoded(message('failed', 'FAILED', { step })), undefined);
+  for (const step of [0, Object.keys(setupSteps).length + 1, 0xffffffff])
+    t.is(decoded(message('failed', 'FAILED', { step })), undefined);
   t.is(decoded(message('failed', 'FAILED', { step: 1, error: 4096 })), undefined);
   t.is(decoded(message('failed', 'FAILED', { step: 1 }).fill(0x41, c('casemate_failed.call'))), undefined, 'no NUL');
 });

@@ -12,12 +12,14 @@ const sizeOf: Readonly<Record<number, number>> = {
   [events.exited]: sizes.exited,
   [events.failed]: sizes.failed,
   [events.blocked]: sizes.blocked,
+  [events.deviceError]: sizes.deviceError,
 };
 
 /** Random bytes, of small numbers more often than not: those come closer to what is allowed. */
 function noise(size: number): Buffer {
   const bytes = randomBytes(size);
-  for (let at = 0; at + 4 <= size; at += 4) if (randomInt(3) > 0) bytes.writeUInt32LE(randomInt(300), at);
+  for (let at = 0; at + 4 <= size; at += 4)
+    if (randomInt(3) > 0) bytes.writeUInt32LE(randomInt(randomInt(2) > 0 ? 12 : 300), at);
   return bytes;
 }
 

@@ -99,9 +99,8 @@ protected:
   /// There is more to do in this queue: on_kick() is called once more, when others have had
   /// their turn. So a guest that never stops asking has its share of the loop and no more.
   void kick_again(std::uint16_t queue) { again_ |= 1u << queue; }
-  void report(std::uint32_t operation, int error) {
-    reporter_.report(reporter_.context, *this, operation, error);
-  }
+  /// The first time for each operation: a guest that tries again and again is no news.
+  void report(std::uint32_t operation, int error);
 
 private:
   template <typename Self> friend class DeviceOf;
@@ -119,6 +118,7 @@ private:
   std::uint64_t features_;
   std::uint16_t queue_count_;
   std::uint32_t again_ = 0;
+  std::uint32_t reported_ = 0; // operations, as bits
   bool has_used_ = false;
   bool has_config_change_ = false;
   bool is_broken_ = false;

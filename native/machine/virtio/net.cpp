@@ -231,7 +231,7 @@ void Net::on_activate(std::uint64_t features) {
                        : std::max<std::size_t>(config_.mtu, usual_mtu) + min_frame + vlan_tag;
   if (offloads_ != 0 && !is_lost_) {
     if (const long result = set_offloads(fd_, offloads); result < 0) {
-      lose(CASEMATE_DEVICE_SETUP, result);
+      lose(CASEMATE_OPERATION_SETUP, result);
     }
   }
   receive();
@@ -295,7 +295,7 @@ void Net::watch() {
   }
   watched_ = error ? 0 : events;
   if (error) {
-    lose(CASEMATE_DEVICE_SETUP, -error.number);
+    lose(CASEMATE_OPERATION_SETUP, -error.number);
   }
 }
 
@@ -377,7 +377,7 @@ Net::Received Net::receive_from_tap() {
     return Received::Nothing;
   }
   if (size <= 0) {
-    lose(CASEMATE_DEVICE_READ, size == 0 ? -EIO : size);
+    lose(CASEMATE_OPERATION_READ, size == 0 ? -EIO : size);
     return Received::Nothing;
   }
   const auto got = static_cast<std::size_t>(size);
@@ -402,7 +402,7 @@ Net::Received Net::receive_from_stream() {
     std::memcpy(&length, incoming_.data() + incoming_begin_, sizeof length);
     length = __builtin_bswap32(length);
     if (length < min_frame || length > max_frame) {
-      lose(CASEMATE_DEVICE_READ, -EPROTO); // where would the next one begin?
+      lose(CASEMATE_OPERATION_READ, -EPROTO); // where would the next one begin?
       return Received::Nothing;
     }
     if (there < length_size + length) {
@@ -443,7 +443,7 @@ Net::Received Net::receive_into_buffer() {
     return Received::Nothing;
   }
   if (size <= 0) {
-    lose(CASEMATE_DEVICE_READ, size == 0 ? -ECONNRESET : size);
+    lose(CASEMATE_OPERATION_READ, size == 0 ? -ECONNRESET : size);
     return Received::Nothing;
   }
   incoming_end_ += static_cast<std::size_t>(size);
@@ -492,7 +492,7 @@ Net::Sent Net::send_to_tap() {
     return Sent::Wait;
   }
   if (result == -EBADFD || result == -EBADF) {
-    lose(CASEMATE_DEVICE_WRITE, result);
+    lose(CASEMATE_OPERATION_WRITE, result);
   }
   // All other errors are of this frame (EINVAL), or of this moment (EIO: the tap is down).
   return Sent::Done;
@@ -520,7 +520,7 @@ Net::Sent Net::send_to_stream() {
     return Sent::Wait;
   }
   if (sent < 0) {
-    lose(CASEMATE_DEVICE_WRITE, sent);
+    lose(CASEMATE_OPERATION_WRITE, sent);
     return Sent::Done;
   }
   const std::size_t size = length_size + frame;
@@ -541,7 +541,7 @@ Net::Sent Net::send_unsent() {
       return Sent::Wait;
     }
     if (sent < 0) {
-      lose(CASEMATE_DEVICE_WRITE, sent);
+      lose(CASEMATE_OPERATION_WRITE, sent);
       break;
     }
     unsent_begin_ += static_cast<std::size_t>(sent);

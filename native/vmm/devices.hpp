@@ -1,0 +1,58 @@
+// The virtio devices of a Linux guest: made of their configuration, put on the board, and
+// kicked by eventfds, which KVM tells without leaving the guest for more than an instant.
+#pragma once
+
+#include "kvm/vm.hpp"
+#include "machine/board.hpp"
+#include "machine/guest_memory.hpp"
+#include "machine/virtio/transport.hpp"
+#include "sys/event_loop.hpp"
+#include "sys/fd.hpp"
+#include "sys/mapping.hpp"
+#include "vmm/configuration.hpp"
+
+#include <array>
+#include <cstdint>
+#include <optional>
+
+namespace casemate::vmm {
+
+class Devices {
+public:
+  Devices() = default;
+  Devices(const Devices&) = delete;
+  Devices& operator=(const Devices&) = delete;
+
+  /// While the VM is created, under that filter. Memory, loop and board stay where they are.
+  sys::SysError create(const Configuration& configuration, const kvm::VirtualMachine& vm,
+                       const machine::GuestMemory& memory, sys::EventLoop& loop,
+                       machine::Board& board);
+
+private:
+  /// What an eventfd of a queue is for.
+  struct Kick {
+    sys::EventLoop::Source source;
+    sys::Fd eventfd;
+    machine::virtio::Transport* transport = nullptr;
+    std::uint16_t queue = 0;
+  };
+
+  struct Slot {
+    sys::Mapping storage; // of the device
+    machine::virtio::Device* device = nullptr;
+    std::optional<machine::virtio::Transport> transport;
+    std::array<Kick, machine::virtio::Device::max_queues> kicks;
+  };
+
+  template <typename Device, typename... Arguments>
+  sys::SysError make(Slot& slot, Arguments&&... arguments);
+  sys::SysError make_device(Slot& slot, const casemate_device& configuration, int descriptor);
+  sys::SysError connect(std::uint32_t index, const kvm::VirtualMachine& vm, sys::EventLoop& loop);
+  static void on_kick(void* kick, std::uint32_t events);
+  static void report(void* devices, const machine::virtio::Device& device, std::uint32_t operation,
+                     int error);
+
+  std::array<Slot, CASEMATE_MAX_DEVICES> slots_;
+};
+
+} // namespace casemate::vmm

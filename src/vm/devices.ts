@@ -1,0 +1,78 @@
+import { boolean, descriptor, invalid, object, string } from '../is.js';
+import type { NativeFile } from '../jail/native.js';
+import type { LaunchFiles } from './files.js';
+import { parseRateLimit, type RateLimit, rateLimitParameters } from './rate-limit.js';
+import { type DeviceEntry, wire } from './wire.js';
+
+/** A disk of a Linux guest: a file, or a block device, whose bytes are the disk's. */
+export interface DiskOptions {
+  /** A regular file or a block device; this or `fd`. */
+  path?: string;
+  /** A descriptor of one, open for what the guest may do; it stays the caller's. */
+  fd?: number;
+  /** The guest cannot write to it. Default false. */
+  readOnly?: boolean;
+  /** What the guest knows it by, at most 20 bytes: `/sys/block/vda/serial`. Default: nothing. */
+  serial?: string;
+  /** Default: no limit. */
+  rateLimit?: RateLimit;
+}
+
+/**
+ * A device of a Linux guest: checked options. Its descriptors are opened when it is launched, by functions, or made by
+ * the launch itself, and then the name of a slot of its plan.
+ */
+export interface Device extends Omit<DeviceEntry, 'descriptors'> {
+  /** The option that it comes from: for errors. */
+  readonly option: string;
+  readonly descriptors: readonly (string | ((files: LaunchFiles) => NativeFile | number))[];
+  /** The monitor writes to a file of it. */
+  readonly writesFile?: boolean;
+}
+
+/** What a guest has though nobody asks for it: its entropy comes from the host. */
+const rng: Device = { option: 'rng', type: 'rng', flags: 0, parameters: [], descriptors: [] };
+
+/** The devices of a Linux guest, in the order in which it finds them. */
+export function parseDevices(given: Readonly<Record<string, unknown>>): readonly Device[] {
+  const devices = [rng, ...parseDisks(given.disks ?? [])];
+  if (devices.length > wire.maxDevices) {
+    throw invalid('options.disks', `at most ${wire.maxDevices - 1} disks`, `${devices.length - 1} disks`);
+  }
+  return devices;
+}
+
+function parseDisks(value: unknown): Device[] {
+  if (!Array.isArray(value)) throw invalid('options.disks', 'an array of disks', value);
+  // Not value.map(), which leaves out the holes of a sparse array.
+  return Array.from(value, (disk, index) => parseDisk(`options.disks[${index}]`, disk));
+}
+
+function parseDisk(option: string, value: unknown): Device {
+  const given = object(option, value, ['path', 'fd', 'readOnly', 'serial', 'rateLimit']);
+  const { path, fd, readOnly = false, serial = '', rateLimit } = given;
+  if ((path === undefined) === (fd === undefined)) throw invalid(option, 'a disk with either path or fd', value);
+  if (path === '') throw invalid(`${option}.path`, 'a path', path);
+  const source = path === undefined ? descriptor(`${option}.fd`, fd) : string(`${option}.path`, path);
+  const isReadOnly = boolean(`${option}.readOnly`, readOnly);
+  return {
+    option,
+    type: 'block',
+    flags: isReadOnly ? wire.blockFlags.readOnly : 0,
+    parameters: [
+      ...parseSerial(`${option}.serial`, serial),
+      ...rateLimitParameters(parseRateLimit(`${option}.rateLimit`, rateLimit)).map(BigInt),
+    ],
+    descriptors: [(files) => files.openDisk(option, source, isReadOnly)],
+    writesFile: !isReadOnly,
+  };
+}
+
+/** 20 bytes in three parameters. */
+function parseSerial(name: string, value: unknown): bigint[] {
+  const text = string(name, value);
+  if (Buffer.byteLength(text) > 20) throw invalid(name, 'a string of at most 20 bytes', text);
+  const bytes = Buffer.alloc(24);
+  bytes.write(text);
+  return [0, 8, 16].map((at) => bytes.readBigUInt64LE(at));
+}
