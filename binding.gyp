@@ -7,6 +7,11 @@
       '-fstack-protector-strong', '-fcf-protection', '-U_FORTIFY_SOURCE', '-D_FORTIFY_SOURCE=2',
     ],
     'without_exceptions': ['-fno-exceptions', '-fno-rtti'],
+    # Static programs of our own start. The last one, or gcc makes a call to memset out of the loop in memset.
+    'without_libc': [
+      '-fPIE', '-fvisibility=hidden', '-fstack-protector-strong', '-mstack-protector-guard=global',
+      '-fno-tree-loop-distribute-patterns',
+    ],
     'bare': ['-fno-asynchronous-unwind-tables', '-fcf-protection=none', '-U_FORTIFY_SOURCE'],
     'closed': ['-Wl,-z,relro,-z,now,-z,noexecstack'],
   },
@@ -53,17 +58,25 @@
         "<!@(node -p \"require('./native/sources.json').machine.join(' ')\")",
         "<!@(node -p \"require('./native/sources.json').vmm.join(' ')\")",
       ],
-      'cflags': [
-        '<@(bare)', '-fPIE', '-fvisibility=hidden',
-        '-fstack-protector-strong', '-mstack-protector-guard=global',
-        # Or gcc makes a call to memset out of the loop in memset.
-        '-fno-tree-loop-distribute-patterns',
-      ],
+      'cflags': ['<@(bare)', '<@(without_libc)'],
       'cflags_cc': ['<@(without_exceptions)', '-fno-threadsafe-statics'],
       'cflags!': ['-pthread'],
       'ldflags!': ['-pthread'],
       # noseparate-code: constants share the pages of the code. Every page that a
       # monitor touches at its start costs 5 to 8 us, and this saves two of them.
+      'ldflags': [
+        '-nostdlib', '-static-pie', '-s', '<@(closed)', '-Wl,-z,noseparate-code', '-Wl,--gc-sections',
+      ],
+    },
+    {
+      # The agent in Linux guests, likewise: it runs on whatever the guest has, even nothing.
+      'target_name': 'casemate-agent',
+      'type': 'executable',
+      'sources': ["<!@(node -p \"require('./native/sources.json').agent.join(' ')\")"],
+      'cflags': ['<@(bare)', '<@(without_libc)'],
+      'cflags_cc': ['<@(without_exceptions)', '-fno-threadsafe-statics'],
+      'cflags!': ['-pthread'],
+      'ldflags!': ['-pthread'],
       'ldflags': [
         '-nostdlib', '-static-pie', '-s', '<@(closed)', '-Wl,-z,noseparate-code', '-Wl,--gc-sections',
       ],

@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)));
 mkdirSync('prebuilds/linux-x64', { recursive: true });
-const shipped = /^casemate(\.node|-vmm|-guest-hello\.elf)$/;
+const shipped = /^casemate(\.node|-vmm|-agent|-guest-hello\.elf)$/;
 for (const name of readdirSync('build/Release').filter((name) => shipped.test(name))) {
   copyFileSync(`build/Release/${name}`, `prebuilds/linux-x64/${name}`);
 }

@@ -46,6 +46,12 @@ export type ErrorCode =
   | 'ERR_CASEMATE_DEVICE'
   /** SELinux was asked for and is absent, disabled, or refused the context. */
   | 'ERR_CASEMATE_SELINUX'
+  /** The agent in a Linux guest did not come, has gone, or broke its protocol. */
+  | 'ERR_CASEMATE_AGENT'
+  /** What was asked of the agent failed in the guest; `cause` is the guest's error, as Node has its own. */
+  | 'ERR_CASEMATE_GUEST_SYSTEM'
+  /** A guest sent more than the limit given in the options. */
+  | 'ERR_CASEMATE_MAX_BYTES'
   /** A system call made on behalf of a primitive failed; `cause` says which and why. */
   | 'ERR_CASEMATE_SYSTEM';
 
