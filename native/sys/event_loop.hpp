@@ -62,6 +62,15 @@ public:
   /// back what waits for it, and behind each one `after(context)` where there is that.
   void turn(int milliseconds = -1, void (*after)(void* context) = nullptr, void* context = nullptr);
 
+  /// Does what may take its time, as a disk does, without the lock: only what it does not
+  /// guard. When it returns, others may have done what they like.
+  template <typename Call> auto unlocked(Call call) {
+    lock_.unlock();
+    auto result = call();
+    lock_.lock();
+    return result;
+  }
+
 private:
   int timeout(int milliseconds) const;
   void call_due(void (*after)(void* context), void* context);

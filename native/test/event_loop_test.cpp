@@ -190,6 +190,17 @@ TEST("the lock is let go of while the loop waits, and held when it calls back") 
   CHECK(f.log == (Names{"other", "first"}));
 }
 
+TEST("the lock is let go of for what takes its time, too") {
+  Fixture f;
+  std::thread other;
+  const int result = f.loop.unlocked([&] {
+    other = std::thread([&] { const Lock held(f.lock); });
+    other.join();
+    return 7;
+  });
+  CHECK_EQ(result, 7);
+}
+
 TEST("what is to be done behind each callback is done behind each") {
   Fixture f;
   CHECK(!f.loop.add(f.at_a, f.a.get(), EPOLLIN));
