@@ -3,6 +3,7 @@
 #include "addon/errors.hpp"
 #include "sys/syscall.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <poll.h>
 #include <sys/socket.h>
@@ -21,26 +22,40 @@ long reap(int pidfd, siginfo_t& info) {
 } // namespace
 
 Napi::Function Child::define(Napi::Env env) {
-  return DefineClass(env, "Child",
-                     {InstanceAccessor<&Child::pid>("pid"), InstanceMethod<&Child::watch>("watch"),
-                      InstanceMethod<&Child::send>("send"), InstanceMethod<&Child::kill>("kill"),
-                      InstanceMethod<&Child::keep_alive>("keepAlive"),
-                      InstanceMethod<&Child::take_descriptor>("takeDescriptor"),
-                      InstanceMethod<&Child::cgroup_file>("cgroupFile")});
+  return DefineClass(
+      env, "Child",
+      {InstanceAccessor<&Child::pid>("pid"), InstanceAccessor<&Child::user_id>("userId"),
+       InstanceAccessor<&Child::stamps>("stamps"), InstanceMethod<&Child::watch>("watch"),
+       InstanceMethod<&Child::send>("send"), InstanceMethod<&Child::kill>("kill"),
+       InstanceMethod<&Child::take_descriptor>("takeDescriptor"),
+       InstanceMethod<&Child::cgroup_file>("cgroupFile")});
 }
 
-Napi::Object Child::create(Napi::Env env, Napi::Function constructor, Parts parts) {
-  return constructor.New({Napi::External<Parts>::New(env, &parts)});
+Napi::Object Child::create(Napi::Env env, Napi::Function constructor, Flight& flight) {
+  return constructor.New({Napi::External<Flight>::New(env, &flight)});
 }
 
-Child::Child(const Napi::CallbackInfo& info)
-    : Napi::ObjectWrap<Child>(info), parts_(parts_of(info)) {}
-
-Child::Parts Child::parts_of(const Napi::CallbackInfo& info) {
+Child::Child(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Child>(info) {
   if (info.Length() != 1 || !info[0].IsExternal()) {
     throw Napi::TypeError::New(info.Env(), "Child is made by a launch");
   }
-  return std::move(*info[0].As<Napi::External<Parts>>().Data());
+  flight_ = info[0].As<Napi::External<Flight>>().Data();
+  flight_->child = this;
+}
+
+Child::~Child() {
+  if (flight_ != nullptr) {
+    flight_->child = nullptr;
+  }
+}
+
+void Child::settle(Parts parts, bool cancelled) {
+  flight_ = nullptr;
+  parts_ = std::move(parts);
+  if (cancelled && parts_.pidfd) {
+    sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
+  }
+  start_watching();
 }
 
 Child::Parts::~Parts() {
@@ -58,8 +73,19 @@ Child::Parts::~Parts() {
   reap(pidfd.get(), info);
 }
 
+/// pid: 0 before its birth.
 Napi::Value Child::pid(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(parts_.pid));
+}
+
+Napi::Value Child::user_id(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), parts_.user_id);
+}
+
+Napi::Value Child::stamps(const Napi::CallbackInfo& info) {
+  auto stamps = Napi::BigUint64Array::New(info.Env(), parts_.stamps.size());
+  std::ranges::copy(parts_.stamps, stamps.Data());
+  return stamps;
 }
 
 /// watch(onMessage(bytes), onExit(code, signal, memoryEvents)): once. Keeps this object, and the
@@ -69,18 +95,40 @@ void Child::watch(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   on_message_ = Napi::Persistent(info[0].As<Napi::Function>());
   on_exit_ = Napi::Persistent(info[1].As<Napi::Function>());
-  end_poll_ = std::make_unique<Poll>(env, "casemate:child", parts_.pidfd.get(),
-                                     [this](int, int) { on_end(); });
-  end_poll_->start(UV_READABLE);
-  if (parts_.control) {
-    control_poll_ = std::make_unique<Poll>(env, "casemate:control", parts_.control.get(),
-                                           [this](int, int) { on_control(); });
-    control_poll_->start(UV_READABLE);
-  }
+  end_poll_ = std::make_unique<Poll>(env, "casemate:child", [this](int, int) { on_end(); });
+  control_poll_ =
+      std::make_unique<Poll>(env, "casemate:control", [this](int, int) { drain_control(); });
   Ref();
+  start_watching();
 }
 
-void Child::on_control() { drain_control(); }
+/// Once somebody watches it and its launch is done: until then its first message is the
+/// launcher's to read, and it is not to be reaped, or its process id would no longer be its
+/// own.
+void Child::start_watching() {
+  if (flight_ != nullptr || end_poll_ == nullptr) {
+    return;
+  }
+  if (!parts_.pidfd) {
+    forget(); // it was never born
+    return;
+  }
+  end_poll_->open(parts_.pidfd.get());
+  end_poll_->start(UV_READABLE);
+  if (parts_.control) {
+    control_poll_->open(parts_.control.get());
+    control_poll_->start(UV_READABLE);
+  }
+}
+
+/// Nothing is to be told any more.
+void Child::forget() {
+  end_poll_.reset();
+  control_poll_.reset();
+  on_message_.Reset();
+  on_exit_.Reset();
+  Unref();
+}
 
 void Child::drain_control() {
   Napi::Env env = Env();
@@ -134,9 +182,7 @@ void Child::on_end() {
   Napi::Value code = exited ? Napi::Value(Napi::Number::New(env, info.si_status)) : env.Null();
   Napi::Value signal = exited ? env.Null() : Napi::Value(Napi::Number::New(env, info.si_status));
   Napi::Function on_exit = on_exit_.Value();
-  on_exit_.Reset();
-  on_message_.Reset();
-  Unref();
+  forget();
   on_exit.Call({code, signal, Napi::String::New(env, events ? events.value() : "")});
 }
 
@@ -148,21 +194,15 @@ void Child::send(const Napi::CallbackInfo& info) {
   check(info.Env(), sys::check("sendto", sent));
 }
 
-/// kill(signal): pidfd_send_signal(2); nothing where it has been reaped already.
+/// kill(signal): pidfd_send_signal(2); nothing where it has been reaped already. Where its
+/// launch goes on, that is given up, whatever the signal.
 void Child::kill(const Napi::CallbackInfo& info) {
-  if (parts_.pidfd) {
+  if (flight_ != nullptr) {
+    flight_->launch.cancelled = true;
+  } else if (parts_.pidfd) {
     long result = sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(),
                             info[0].As<Napi::Number>().Int32Value(), nullptr, 0);
     check(info.Env(), sys::check("pidfd_send_signal", result));
-  }
-}
-
-void Child::keep_alive(const Napi::CallbackInfo& info) {
-  bool yes = info[0].As<Napi::Boolean>();
-  for (Poll* poll : {end_poll_.get(), control_poll_.get()}) {
-    if (poll != nullptr) {
-      poll->keep_alive(yes);
-    }
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "addon/cgroup.hpp"
+#include "addon/flight.hpp"
 #include "addon/poll.hpp"
 #include "sys/fd.hpp"
 
@@ -10,49 +11,59 @@
 
 namespace casemate::addon {
 
-/// A process that the launcher started: its pidfd, our end of its control socket
-/// where it has one, and the descriptors that were made for it and wait to be
-/// taken.
+/// A process that the launcher is about to start: its pidfd, our end of its control socket
+/// where it has one, and the descriptors that were made for it and wait to be taken. It
+/// has these once its launch is done.
 class Child : public Napi::ObjectWrap<Child> {
 public:
   /// Owns the process: whoever lets go of it before it was reaped kills it. That is what
   /// happens where an environment ends first, be it between a launch and its callback.
   struct Parts {
-    long pid = -1;
-    sys::Fd pidfd; // until it has been reaped
+    long pid = 0;
+    std::uint32_t user_id = 0;
+    std::vector<std::uint64_t> stamps; // of its launch, CLOCK_MONOTONIC ns
+    sys::Fd pidfd;                     // until it has been reaped
     sys::Fd control;
     std::vector<std::pair<std::uint32_t, sys::Fd>> others; // by slot
     Cgroup cgroup;                                         // made for it, where it has limits
 
     Parts() = default;
     Parts(Parts&&) = default;
-    Parts& operator=(Parts&&) = delete;
+    Parts& operator=(Parts&&) = default;
     ~Parts();
   };
 
   static Napi::Function define(Napi::Env env);
-  static Napi::Object create(Napi::Env env, Napi::Function constructor, Parts parts);
+  static Napi::Object create(Napi::Env env, Napi::Function constructor, Flight& flight);
 
   explicit Child(const Napi::CallbackInfo& info);
+  ~Child() override;
+
+  /// The launch is done: from now on its messages and its end are told. One that was
+  /// cancelled when the launcher no longer looked is killed now.
+  void settle(Parts parts, bool cancelled);
+  /// The launch ends without being done, with its environment.
+  void abandon() { flight_ = nullptr; }
 
   /// Our end of a socket pair of the plan; none where it was taken already.
   sys::Fd take(std::uint32_t slot);
 
 private:
-  static Parts parts_of(const Napi::CallbackInfo& info);
-
   Napi::Value pid(const Napi::CallbackInfo& info);
+  Napi::Value user_id(const Napi::CallbackInfo& info);
+  Napi::Value stamps(const Napi::CallbackInfo& info);
   void watch(const Napi::CallbackInfo& info);
   void send(const Napi::CallbackInfo& info);
   void kill(const Napi::CallbackInfo& info);
-  void keep_alive(const Napi::CallbackInfo& info);
   Napi::Value take_descriptor(const Napi::CallbackInfo& info);
   Napi::Value cgroup_file(const Napi::CallbackInfo& info);
 
-  void on_control();
+  void start_watching();
+  void forget();
   void on_end();
   void drain_control();
 
+  Flight* flight_ = nullptr; // until settled
   Parts parts_;
   // After the descriptors they watch, so that they end before them.
   std::unique_ptr<Poll> control_poll_;

@@ -4,6 +4,7 @@
 #include "addon/child.hpp"
 #include "addon/errors.hpp"
 #include "addon/file.hpp"
+#include "addon/flight.hpp"
 #include "addon/module.hpp"
 #include "addon/plan.hpp"
 #include "addon/poll.hpp"
@@ -26,24 +27,12 @@ namespace {
 
 using jail::Launch;
 
-/// One launch under way, with everything the Launch points at.
-struct Flight {
-  Launch launch;
-  std::uint32_t id;
-  std::vector<sys::Fd> given;
-  std::shared_ptr<const Plan::Contents> plan;
-  std::vector<std::byte> configuration;
-  Napi::FunctionReference callback;
-  Cgroup cgroup; // goes with the process, or, where there was none, with this
-};
-
 class LauncherObject : public Napi::ObjectWrap<LauncherObject> {
 public:
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "Launcher",
                        {InstanceMethod<&LauncherObject::expect>("expect"),
                         InstanceMethod<&LauncherObject::launch>("launch"),
-                        InstanceMethod<&LauncherObject::cancel>("cancel"),
                         InstanceMethod<&LauncherObject::ready>("ready")});
   }
 
@@ -91,6 +80,9 @@ public:
     }
     launcher_.reset(); // waits for the tasks
     for (auto& flight : flights_) {
+      if (flight->child != nullptr) {
+        flight->child->abandon();
+      }
       take_parts(*flight); // that nobody asks for any more, and so they end here
     }
   }
@@ -103,9 +95,11 @@ private:
     }
   }
 
-  /// launch(plan, descriptors, configuration, timeout, callback(outcome), cgroup?): an id for
-  /// cancel(). The configuration is what a program with a control socket finds there; the
-  /// timeout, in milliseconds, is for its announcement; a cgroup made for it is taken.
+  /// launch(plan, descriptors, configuration, timeout, onDone(outcome), cgroup?): its Child.
+  /// The configuration is what a program with a control socket finds there; the timeout, in
+  /// milliseconds, is for its announcement; a cgroup made for it is taken. Such a program's
+  /// success is not told, but its messages are from then on: what Node would do when it heard
+  /// of it would delay the monitor, which is setting up its VM.
   Napi::Value launch(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     auto flight = std::make_unique<Flight>();
@@ -128,18 +122,19 @@ private:
     launch.configuration = flight->configuration;
     launch.deadline =
         jail::monotonic_ns() + info[3].As<Napi::Number>().Uint32Value() * std::uint64_t{1'000'000};
-    flight->callback = Napi::Persistent(info[4].As<Napi::Function>());
+    flight->on_done = Napi::Persistent(info[4].As<Napi::Function>());
     if (info[5].IsObject()) {
       flight->cgroup = CgroupObject::Unwrap(info[5].As<Napi::Object>())->take();
     }
-    std::uint32_t id = flight->id = next_id_++;
+    Napi::Object child = Child::create(env, child_.Value(), *flight);
+    flight->child_value = Napi::Persistent(child);
     flights_.push_back(std::move(flight));
     if (flights_.size() == 1) {
       poll_->keep_alive(true);
       Ref();
     }
     launcher_->submit(&launch);
-    return Napi::Number::New(env, id);
+    return child;
   }
 
   /// A file of a launch's own, or a copy of a descriptor: the caller may close his, and its
@@ -153,23 +148,13 @@ private:
     return sys::Fd(static_cast<int>(sys::call(__NR_fcntl, number, F_DUPFD_CLOEXEC, 3)));
   }
 
-  /// cancel(id): a launch that still waits for its monitor gives up; its callback comes all the
-  /// same.
-  void cancel(const Napi::CallbackInfo& info) {
-    std::uint32_t id = info[0].As<Napi::Number>();
-    for (auto& flight : flights_) {
-      if (flight->id == id) {
-        flight->launch.cancelled = true;
-      }
-    }
-  }
-
   /// ready(): how many namespaces wait in each pool.
   Napi::Value ready(const Napi::CallbackInfo& info) {
     auto ready = launcher_->ready();
     auto result = Napi::Object::New(info.Env());
     result.Set("network", Napi::Number::New(info.Env(), ready.network));
     result.Set("user", Napi::Number::New(info.Env(), ready.user));
+    result.Set("streams", Napi::Number::New(info.Env(), ready.streams));
     return result;
   }
 
@@ -184,24 +169,30 @@ private:
         poll_->keep_alive(false);
         Unref();
       }
-      Napi::HandleScope scope(Env());
-      try {
-        flight->callback.Call({outcome(*flight)});
-      } catch (const Napi::Error& error) {
-        // The environment is about to end; the other launches are still to be taken care of.
-        napi_fatal_exception(Env(), error.Value());
-      }
+      finish(*flight);
       launch = next;
     }
   }
 
-  Napi::Object outcome(Flight& flight) {
+  void finish(Flight& flight) {
+    Napi::HandleScope scope(Env());
+    const Launch& launch = flight.launch;
+    flight.child->settle(take_parts(flight), launch.cancelled);
+    if (launch.failed == jail::Stage::none && launch.control_slot != CASEMATE_NO_SLOT) {
+      return;
+    }
+    try {
+      flight.on_done.Call({outcome(launch)});
+    } catch (const Napi::Error& error) {
+      // The environment is about to end; the other launches are still to be taken care of.
+      napi_fatal_exception(Env(), error.Value());
+    }
+  }
+
+  Napi::Object outcome(const Launch& launch) {
     Napi::Env env = Env();
-    Launch& launch = flight.launch;
-    Child::Parts parts = take_parts(flight);
     auto result = Napi::Object::New(env);
     result.Set("stage", Napi::Number::New(env, static_cast<std::uint32_t>(launch.failed)));
-    result.Set("userId", Napi::Number::New(env, launch.user_id));
     if (launch.failed != jail::Stage::none) {
       result.Set("step", Napi::Number::New(env, launch.report.done));
       result.Set("event", Napi::Buffer<std::byte>::Copy(env, launch.event, launch.event_size));
@@ -211,20 +202,6 @@ private:
     }
     if (launch.mismatch != nullptr) {
       result.Set("mismatch", Napi::String::New(env, launch.mismatch));
-    }
-    // One buffer of stamps: the moments, the child's start, then the steps' ends in
-    // the order of the plan.
-    const casemate_plan& plan = jail::header(launch.plan.data());
-    std::size_t count = jail::moment_count + 1 + plan.launcher_steps + plan.child_steps;
-    auto stamps = Napi::BigUint64Array::New(env, count);
-    std::uint64_t* to = stamps.Data();
-    to = std::copy_n(launch.moments, jail::moment_count, to);
-    *to++ = launch.report.started;
-    to = std::copy_n(launch.launcher_stamps, plan.launcher_steps, to);
-    std::copy_n(launch.report.stamps, plan.child_steps, to);
-    result.Set("stamps", stamps);
-    if (parts.pidfd) {
-      result.Set("child", Child::create(env, child_.Value(), std::move(parts)));
     }
     return result;
   }
@@ -236,7 +213,9 @@ private:
     if (launch.pidfd >= 0) {
       parts.cgroup = std::move(flight.cgroup);
     }
-    parts.pid = launch.pid;
+    parts.pid = std::max(launch.pid, 0L);
+    parts.user_id = launch.user_id;
+    parts.stamps = stamps(launch);
     parts.pidfd.reset(std::exchange(launch.pidfd, -1));
     for (std::uint32_t slot = launch.given; slot < CASEMATE_SLOTS; ++slot) {
       sys::Fd fd(std::exchange(launch.slots[slot], -1));
@@ -249,10 +228,19 @@ private:
     return parts;
   }
 
+  /// The moments, the child's start, then the steps' ends in the order of the plan.
+  static std::vector<std::uint64_t> stamps(const Launch& launch) {
+    const casemate_plan& plan = jail::header(launch.plan.data());
+    std::vector<std::uint64_t> all(std::begin(launch.moments), std::end(launch.moments));
+    all.push_back(launch.report.started);
+    all.insert(all.end(), launch.launcher_stamps, launch.launcher_stamps + plan.launcher_steps);
+    all.insert(all.end(), launch.report.stamps, launch.report.stamps + plan.child_steps);
+    return all;
+  }
+
   std::string monitor_;
   Napi::FunctionReference child_;
   std::list<std::unique_ptr<Flight>> flights_;
-  std::uint32_t next_id_ = 1;
   std::unique_ptr<jail::Launcher> launcher_;
   std::unique_ptr<Poll> poll_;
 };

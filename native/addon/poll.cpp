@@ -12,6 +12,7 @@ struct Poll::Handle {
   napi_async_context context = nullptr;
   napi_async_cleanup_hook_handle hook = nullptr;
   Callback callback;
+  bool opened = false;
   bool closing = false;
   Poll* owner; // Whoever ends first, the Poll or the environment, tells the other.
 
@@ -25,6 +26,11 @@ struct Poll::Handle {
 
   void close() {
     if (std::exchange(closing, true)) {
+      return;
+    }
+    if (!opened) {
+      napi_remove_async_cleanup_hook(hook);
+      delete this;
       return;
     }
     // libuv forgets the descriptor here and now; only the memory waits.
@@ -58,20 +64,31 @@ struct Poll::Handle {
   }
 };
 
-Poll::Poll(Napi::Env env, const char* name, int fd, Callback callback)
+Poll::Poll(Napi::Env env, const char* name, Callback callback)
     : handle_(new Handle(this, env, std::move(callback))) {
-  uv_loop_t* loop = nullptr;
-  napi_get_uv_event_loop(env, &loop);
-  int status = uv_poll_init(loop, &handle_->poll, fd);
-  if (status != 0) {
-    delete handle_;
-    throw_system_error(env, {"uv_poll_init", -status});
-  }
   handle_->poll.data = handle_;
   napi_async_init(env, nullptr, Napi::String::New(env, name), &handle_->context);
   napi_add_async_cleanup_hook(
       env, [](napi_async_cleanup_hook_handle, void* data) { static_cast<Handle*>(data)->close(); },
       handle_, &handle_->hook);
+}
+
+Poll::Poll(Napi::Env env, const char* name, int fd, Callback callback)
+    : Poll(env, name, std::move(callback)) {
+  open(fd);
+}
+
+void Poll::open(int fd) {
+  if (handle_ == nullptr || handle_->closing) {
+    return;
+  }
+  uv_loop_t* loop = nullptr;
+  napi_get_uv_event_loop(handle_->env, &loop);
+  int status = uv_poll_init(loop, &handle_->poll, fd);
+  if (status != 0) {
+    throw_system_error(Napi::Env(handle_->env), {"uv_poll_init", -status});
+  }
+  handle_->opened = true;
 }
 
 Poll::~Poll() {
@@ -84,19 +101,19 @@ Poll::~Poll() {
 }
 
 void Poll::start(int events) {
-  if (handle_ != nullptr && !handle_->closing) {
+  if (handle_ != nullptr && handle_->opened && !handle_->closing) {
     uv_poll_start(&handle_->poll, events, Handle::on_event);
   }
 }
 
 void Poll::stop() {
-  if (handle_ != nullptr && !handle_->closing) {
+  if (handle_ != nullptr && handle_->opened && !handle_->closing) {
     uv_poll_stop(&handle_->poll);
   }
 }
 
 void Poll::keep_alive(bool yes) {
-  if (handle_ == nullptr) {
+  if (handle_ == nullptr || !handle_->opened) {
     return;
   }
   auto* handle = reinterpret_cast<uv_handle_t*>(&handle_->poll);

@@ -16,13 +16,17 @@ public:
   /// `events`: UV_READABLE and the like; `status`: 0 or a negative errno.
   using Callback = std::function<void(int status, int events)>;
 
-  /// Watches nothing until start(). `fd` stays the caller's and must stay open
-  /// until this object is gone. `name` shows up in async_hooks.
+  /// Watches nothing until open() and start(). `name` shows up in async_hooks.
+  Poll(Napi::Env env, const char* name, Callback callback);
+  /// The same, and open().
   Poll(Napi::Env env, const char* name, int fd, Callback callback);
   ~Poll();
   Poll(const Poll&) = delete;
   Poll& operator=(const Poll&) = delete;
 
+  /// What is watched, once. `fd` stays the caller's and must stay open until this object is
+  /// gone.
+  void open(int fd);
   void start(int events);
   void stop();
   /// Whether watching keeps the event loop alive (it does unless told otherwise).

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <optional>
 #include <poll.h>
 #include <sched.h>
 #include <sys/socket.h>
@@ -50,20 +51,6 @@ constexpr std::uint64_t expectation_ns = 300'000;
 
 constexpr const char* exec_label = "thread-self/attr/exec";
 constexpr const char* socket_label = "thread-self/attr/sockcreate";
-
-struct ChildContext {
-  const casemate_step* steps;
-  std::uint32_t count;
-  const int* slots;
-  StepReport* report;
-};
-
-void child(void* argument) {
-  auto* context = static_cast<ChildContext*>(argument);
-  context->report->started = monotonic_ns();
-  run_steps(context->steps, context->count, context->slots, *context->report);
-  call(__NR_exit_group, 127);
-}
 
 template <typename Visit> void each_launcher_step(const Launch& launch, Visit visit) {
   const std::byte* plan = launch.plan.data();
@@ -117,6 +104,21 @@ void close_made(Launch& launch, bool keep_our_ends) {
       launch.slots[i] = -1;
     }
   }
+}
+
+/// Of a child whose execve, or whose end, is known to be behind it.
+bool has_executed(Launch& launch) {
+  const casemate_plan& plan = header(launch.plan.data());
+  if (launch.report.error != 0) {
+    launch.error = {launch.report.call, launch.report.error};
+  } else if (plan.child_steps == 0 || launch.report.done != plan.child_steps - 1) {
+    // All steps but the execve that succeeded, or a signal came first.
+    launch.error = {"execve", EOWNERDEAD};
+  } else {
+    return true;
+  }
+  launch.failed = Stage::child;
+  return false;
 }
 
 } // namespace
@@ -226,6 +228,10 @@ Launcher::~Launcher() {
       sys::call_retry(__NR_wait4, task->pid, nullptr, 0x40000000 /* __WALL */, nullptr);
     }
   }
+  for (std::uint32_t i = 0; i < streams_ready_; ++i) {
+    call(__NR_close, stream_pool_[i][0]);
+    call(__NR_close, stream_pool_[i][1]);
+  }
   for (std::uint32_t i = 0; i < user_ready_; ++i) {
     call(__NR_close, user_pool_[i].fd);
     if (user_pool_[i].lease >= 0) {
@@ -283,7 +289,7 @@ Launch* Launcher::take_done() {
 
 Launcher::Ready Launcher::ready() {
   Lock lock(mutex_);
-  return {network_ready_, user_ready_};
+  return {network_ready_, user_ready_, streams_ready_};
 }
 
 // ---- The tasks ----------------------------------------------------------------
@@ -369,6 +375,7 @@ void Launcher::fill_task(Task& task) {
     Launch* launch = nullptr;
     bool want_user = false;
     bool want_network = false;
+    bool want_stream = false;
     {
       Lock lock(mutex_);
       if (stopping_ && host_queue_.first == nullptr) {
@@ -377,13 +384,14 @@ void Launcher::fill_task(Task& task) {
       launch = host_queue_.pop();
       want_user = user_ready_ < options_.pooled;
       want_network = network_ready_ < options_.pooled;
+      want_stream = streams_ready_ < pooled_streams;
     }
     if (launch != nullptr) {
       run(*launch, task);
       finish(launch);
       continue;
     }
-    if (failed || (!want_user && !want_network)) {
+    if (failed || (!want_user && !want_network && !want_stream)) {
       fill_.wait(seen);
       failed = false;
       continue;
@@ -406,6 +414,9 @@ void Launcher::fill_task(Task& task) {
         network_pool_[network_ready_++] = made.value();
       }
       failed = failed || !made;
+    }
+    if (want_stream) {
+      failed = !make_stream() || failed;
     }
   }
 }
@@ -431,6 +442,29 @@ Result<int> Launcher::take_network_namespace(Task& task) {
     }
   }
   return make_network_namespace(*host_, task.stack());
+}
+
+SysError Launcher::take_socket_pair(const casemate_socket_pair& pair, const Task& task,
+                                    int (&ends)[2]) {
+  if (pair.type == SOCK_STREAM && !task.labels_sockets) {
+    Lock lock(mutex_);
+    if (streams_ready_ > 0) {
+      std::ranges::copy(stream_pool_[--streams_ready_], ends);
+      return {};
+    }
+  }
+  return check("socketpair", call(__NR_socketpair, AF_UNIX, pair.type | SOCK_CLOEXEC, 0, ends));
+}
+
+/// False where none can be made: the launch that misses it will say why.
+bool Launcher::make_stream() {
+  std::array<int, 2> pair;
+  if (call(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) < 0) {
+    return false;
+  }
+  Lock lock(mutex_);
+  stream_pool_[streams_ready_++] = pair; // by this task alone
+  return true;
 }
 
 void Launcher::refill_below_half(std::uint32_t left) {
@@ -459,7 +493,22 @@ void Launcher::run(Launch& launch, Task& task) {
     return;
   }
   Expected expected = expectation(launch);
-  bool launched = run_launcher_steps(launch, task, expected) && clone(launch, task);
+  task.labels_sockets = false;
+  bool launched = run_launcher_steps(launch, task, expected) && send_configuration(launch);
+  launched = launched && launch_process(launch, task, expected);
+  close_made(launch, launched);
+}
+
+/// From clone3 until it may do as it likes: a monitor until it was told to run, another
+/// program until its execve.
+bool Launcher::launch_process(Launch& launch, Task& task, Expected& expected) {
+  // While the child shares Node's memory. A rootless launch has others wait for that, so it
+  // does not wait for its monitor's announcement in it.
+  std::optional<NotDumpable> not_dumpable(std::in_place, host_->rootless);
+  bool launched = clone(launch, task);
+  if (host_->rootless) {
+    not_dumpable.reset();
+  }
   if (SysError error = clear_labels(*host_, launch); error && launched) {
     // The next launch of this task would start under this one's label.
     launched = false;
@@ -469,11 +518,16 @@ void Launcher::run(Launch& launch, Task& task) {
   launch.user_id = expected.user_id;
   launched =
       launched && (launch.control_slot == CASEMATE_NO_SLOT || await_monitor(launch, expected));
-  close_made(launch, launched);
   if (!launched && launch.pidfd >= 0) {
     // It may be anywhere between clone3 and its guest. Whoever submitted it reaps it.
     call(__NR_pidfd_send_signal, launch.pidfd, 9 /* SIGKILL */, nullptr, 0);
+    // Before its execve it has our memory, and this launch's report in it.
+    struct pollfd ended {
+      launch.pidfd, POLLIN, 0
+    };
+    sys::call_retry(__NR_ppoll, &ended, 1, nullptr, nullptr, 8);
   }
+  return launched;
 }
 
 bool Launcher::run_launcher_steps(Launch& launch, Task& task, Expected& expected) {
@@ -499,13 +553,13 @@ SysError Launcher::run_launcher_step(const casemate_step* step, Launch& launch, 
     expected.label = tail<casemate_text>(step);
     return write_label(*host_, exec_label, expected.label, payload<casemate_text>(step).length);
   case CASEMATE_OP_SOCKET_LABEL:
+    task.labels_sockets = true;
     return write_label(*host_, socket_label, tail<casemate_text>(step),
                        payload<casemate_text>(step).length);
   case CASEMATE_OP_SOCKET_PAIR: {
     const auto& pair = payload<casemate_socket_pair>(step);
     int ends[2];
-    SysError error =
-        check("socketpair", call(__NR_socketpair, AF_UNIX, pair.type | SOCK_CLOEXEC, 0, ends));
+    SysError error = take_socket_pair(pair, task, ends);
     if (!error) {
       launch.slots[pair.child_slot] = ends[0];
       launch.slots[pair.parent_slot] = ends[1];
@@ -549,32 +603,51 @@ SysError Launcher::run_launcher_step(const casemate_step* step, Launch& launch, 
   }
 }
 
-bool Launcher::clone(Launch& launch, Task& task) {
-  const casemate_plan& plan = header(launch.plan.data());
-  auto fail = [&](Stage stage, SysError error) {
-    launch.failed = stage;
-    launch.error = error;
-    return false;
-  };
-  if (launch.control_slot != CASEMATE_NO_SLOT) {
-    // Before it is born, so that it never waits for it.
-    long sent = call(__NR_sendto, launch.slots[launch.control_slot], launch.configuration.data(),
-                     launch.configuration.size(), MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0);
-    if (sent < 0) {
-      return fail(Stage::launcher, check("sendto(configuration)", sent));
-    }
+bool Launcher::send_configuration(Launch& launch) {
+  if (launch.control_slot == CASEMATE_NO_SLOT) {
+    return true;
   }
+  // Before it is born, so that it never waits for it.
+  long sent = call(__NR_sendto, launch.slots[launch.control_slot], launch.configuration.data(),
+                   launch.configuration.size(), MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0);
+  if (sent < 0) {
+    launch.failed = Stage::launcher;
+    launch.error = check("sendto(configuration)", sent);
+  }
+  return sent >= 0;
+}
+
+/// The child, in our memory: the plan's steps up to its execve.
+void Launcher::run_child(void* argument) {
+  const auto& task = *static_cast<const Task*>(argument);
+  Launch& launch = *task.launch;
+  launch.report.started = monotonic_ns();
+  const casemate_plan& plan = header(launch.plan.data());
   const casemate_step* step = first_step(launch.plan.data());
   for (std::uint32_t i = 0; i < plan.launcher_steps; ++i) {
     step = next_step(step);
   }
-  ChildContext context{step, plan.child_steps, launch.slots, &launch.report};
+  run_steps(step, plan.child_steps, task.slots, launch.report);
+  call(__NR_exit_group, 127);
+}
+
+bool Launcher::sleeps_until_exec(const Launch& launch) const {
+  return host_->rootless || launch.control_slot == CASEMATE_NO_SLOT;
+}
+
+bool Launcher::clone(Launch& launch, Task& task) {
+  const casemate_plan& plan = header(launch.plan.data());
+  task.launch = &launch;
+  std::ranges::copy(launch.slots, task.slots);
   sys::CloneArguments arguments;
-  // Shared memory, and we sleep until it execs: the cost does not depend on how big
-  // Node is, and it reports by writing here. No exit signal: Node's own handling of
-  // its children never sees it. A rootless task passes it on to Node, who reaps it.
-  arguments.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | clone_clear_sighand | plan.clone_flags |
-                    (host_->rootless ? CLONE_PARENT : 0);
+  // Shared memory: the cost does not depend on how big Node is, and it reports by writing
+  // here. We sleep until it execs, except where it will announce itself: to wake up at its
+  // execve as well takes the processor from it at its first instruction. No exit signal:
+  // Node's own handling of its children never sees it. A rootless task passes it on to
+  // Node, who reaps it.
+  const bool sleeps = sleeps_until_exec(launch);
+  arguments.flags = CLONE_VM | (sleeps ? CLONE_VFORK : 0) | CLONE_PIDFD | clone_clear_sighand |
+                    plan.clone_flags | (host_->rootless ? CLONE_PARENT : 0);
   arguments.pidfd = reinterpret_cast<std::uint64_t>(&launch.pidfd);
   arguments.stack = reinterpret_cast<std::uint64_t>(task.child_stack.data());
   arguments.stack_size = task.child_stack.size();
@@ -583,26 +656,23 @@ bool Launcher::clone(Launch& launch, Task& task) {
     arguments.flags |= clone_into_cgroup;
     arguments.cgroup = static_cast<std::uint64_t>(launch.slots[plan.cgroup_slot]);
   }
-  {
-    NotDumpable guard(host_->rootless);
-    launch.pid = sys::clone3(arguments, child, &context);
-  }
-  launch.moments[moment_cloned] = monotonic_ns();
+  launch.pid = sys::clone3(arguments, run_child, &task);
   if (launch.pid < 0) {
     launch.pidfd = -1;
-    return fail(Stage::clone, check("clone3", launch.pid));
+    launch.failed = Stage::clone;
+    launch.error = check("clone3", launch.pid);
+    return false;
   }
-  if (launch.report.error != 0) {
-    return fail(Stage::child, {launch.report.call, launch.report.error});
+  if (!sleeps) {
+    return true;
   }
-  // All steps but the execve that succeeded, or a signal came first.
-  bool executed = plan.child_steps > 0 && launch.report.done == plan.child_steps - 1;
-  return executed || fail(Stage::child, {"execve", EOWNERDEAD});
+  launch.moments[moment_cloned] = monotonic_ns();
+  return has_executed(launch);
 }
 
 bool Launcher::await_monitor(Launch& launch, const Expected& expected) {
   if (!receive_announcement(launch)) {
-    launch.failed = Stage::monitor;
+    launch.failed = launch.failed == Stage::none ? Stage::monitor : launch.failed;
     return false;
   }
   launch.moments[moment_jailed] = monotonic_ns();
@@ -666,6 +736,9 @@ bool Launcher::receive_announcement(Launch& launch) {
     }
     long size = call(__NR_recvfrom, control, launch.event, sizeof launch.event, MSG_DONTWAIT,
                      nullptr, nullptr);
+    if (size <= 0 && !has_executed(launch)) {
+      return false;
+    }
     if (size <= 0) {
       launch.error = {"recvfrom(control socket)", size < 0 ? static_cast<int>(-size) : EPIPE};
       return false;

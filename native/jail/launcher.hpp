@@ -43,7 +43,7 @@ enum Moment : std::uint32_t {
   moment_submitted,
   moment_taken,    // by a launch task
   moment_prepared, // launcher steps done
-  moment_cloned,   // clone3 returned: the child has called execve
+  moment_cloned,   // clone3 returned; 0 where that was before the child's execve
   moment_jailed,   // the monitor said so
   moment_checked,  // its state was read back and compared
   moment_released, // it was told to run
@@ -108,10 +108,14 @@ public:
   struct Ready {
     std::uint32_t network;
     std::uint32_t user;
+    std::uint32_t streams; // socket pairs
   };
   Ready ready();
 
 private:
+  /// Stream socket pairs that wait for launches: the consoles of two monitors.
+  static constexpr std::uint32_t pooled_streams = 4;
+
   static constexpr std::size_t stack_size = 64 * 1024;
   static constexpr std::uint32_t max_pooled = 256;
 
@@ -123,7 +127,11 @@ private:
     sys::Mapping own_stack;   // rootless: the task's
     sys::Mapping child_stack; // of what it clones
     std::atomic<std::uint32_t> entered{0};
-    sys::SysError error{}; // why it could not enter the launchers' user namespace
+    sys::SysError error{};       // why it could not enter the launchers' user namespace
+    bool labels_sockets = false; // this launch's are to carry a label, and so are made for it
+    // Of the child that it makes, for as long as that shares our memory.
+    Launch* launch = nullptr;
+    int slots[CASEMATE_SLOTS]; // ours change when we close what it has its own copies of
     std::span<std::byte> stack() const { return {child_stack.data(), child_stack.size()}; }
   };
 
@@ -142,12 +150,19 @@ private:
   void fill_task(Task& task);
 
   void run(Launch& launch, Task& task);
+  bool launch_process(Launch& launch, Task& task, Expected& expected);
   bool run_launcher_steps(Launch& launch, Task& task, Expected& expected);
   sys::SysError run_launcher_step(const casemate_step* step, Launch& launch, Task& task,
                                   Expected& expected);
+  bool send_configuration(Launch& launch);
+  static void run_child(void* task);
+  bool sleeps_until_exec(const Launch& launch) const;
   bool clone(Launch& launch, Task& task);
   bool await_monitor(Launch& launch, const Expected& expected);
   bool receive_announcement(Launch& launch);
+  sys::SysError take_socket_pair(const casemate_socket_pair& pair, const Task& task,
+                                 int (&ends)[2]);
+  bool make_stream();
   void finish(Launch* launch);
   void refill_below_half(std::uint32_t left);
 
@@ -176,6 +191,8 @@ private:
   std::array<int, max_pooled> network_pool_;
   std::uint32_t user_ready_ = 0;
   std::uint32_t network_ready_ = 0;
+  std::array<std::array<int, 2>, pooled_streams> stream_pool_;
+  std::uint32_t streams_ready_ = 0;
 };
 
 } // namespace casemate::jail

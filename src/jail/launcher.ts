@@ -1,6 +1,5 @@
 import { constants, mkdirSync, openSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { onAbort } from '../abort.js';
 import { CasemateError, type ErrorCode, errnoRemedy, isSystemError, type SystemErrorCause } from '../errors.js';
 import { readCaller } from '../host.js';
 import { builtFile, native } from '../native.js';
@@ -36,6 +35,8 @@ function readCallerOnce(): Caller {
 
 /** Namespaces of each kind kept ready, and launches worked on at once. */
 const pooledNamespaces = 8;
+/** Launcher::pooled_streams of native/jail/launcher.hpp. */
+const pooledStreams = 4;
 const launchTasks = Math.min(4, Math.max(2, availableParallelism()));
 
 /** Bytes of this file are leases of user ids, one per living VM of the host (fcntl(2), F_OFD_SETLK). */
@@ -80,8 +81,8 @@ function makeLauncher(): NativeLauncher {
 export async function poolsFilled(): Promise<void> {
   const on = launcher();
   for (let tries = 0; tries < 500; tries += 1) {
-    const { network, user } = on.ready();
-    if (network === pooledNamespaces && user === pooledNamespaces) return;
+    const { network, user, streams } = on.ready();
+    if (network === pooledNamespaces && user === pooledNamespaces && streams === pooledStreams) return;
     await new Promise((resolve) => setTimeout(resolve, 2));
   }
 }
@@ -128,12 +129,11 @@ export function launchPlan(plan: EncodedPlan, { control, inHostMounts = false }:
 export interface LaunchRequest {
   readonly plan: LaunchPlan;
   /** By the plan's names: descriptors, which stay the caller's, and files, which are taken. */
-  readonly descriptors: Readonly<Record<string, number | NativeFile>>;
+  readonly descriptors: Readonly<Record<string, number | NativeFile | undefined>>;
   /** What a program with a control protocol finds at its birth. */
   readonly configuration?: Uint8Array;
   /** Made for this process, which is born in it by its descriptor; taken, and removed at the end. */
   readonly cgroup?: NativeCgroup | undefined;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** How long a program may take to say that it has given up its rights: it is a millisecond's work. */
@@ -146,28 +146,31 @@ export interface LaunchOutcome {
   readonly error: SystemErrorCause | undefined;
   readonly mismatch: string | undefined;
   readonly event: Buffer | undefined;
-  readonly userId: number;
-  readonly steps: readonly TimelineStep[];
-  readonly child: NativeChild | undefined;
 }
 
-/** Runs one launch. Never rejects: a failed launch has its `stage`, and a `child` to reap where there is one. */
-export function runLaunch({ plan, descriptors, configuration, cgroup, signal }: LaunchRequest): Promise<LaunchOutcome> {
+/** A launch under way. */
+export interface Launching {
+  /** Its process, from its birth on: to be reaped. To kill it before is to give up the launch. */
+  readonly child: NativeChild;
+  /** How the launch ended. Never, where a program with a control protocol was launched well: its messages follow. */
+  readonly done: Promise<LaunchOutcome>;
+}
+
+/** Begins one launch. A failed one has its `stage`. */
+export function runLaunch({ plan, descriptors, configuration, cgroup }: LaunchRequest): Launching {
   const given = plan.given.map((name) => descriptors[name] ?? -1);
-  return new Promise((resolve) => {
-    const on = launcher();
-    const done = (outcome: NativeOutcome) => {
-      unlisten();
-      resolve(describeOutcome(plan, outcome));
-    };
-    const id = on.launch(plan.native, given, configuration, announcementTimeoutMs, done, cgroup);
-    const unlisten = onAbort(signal, () => on.cancel(id));
+  let end: (outcome: LaunchOutcome) => void = () => {};
+  const done = new Promise<LaunchOutcome>((resolve) => {
+    end = resolve;
   });
+  const onDone = (outcome: NativeOutcome) => end(describeOutcome(plan, outcome));
+  const child = launcher().launch(plan.native, given, configuration, announcementTimeoutMs, onDone, cgroup);
+  return { child, done };
 }
 
 function describeOutcome(plan: EncodedPlan, outcome: NativeOutcome): LaunchOutcome {
   const stage = stages[outcome.stage] ?? 'none';
-  const { step = 0, error, mismatch, event, userId, child } = outcome;
+  const { step = 0, error, mismatch, event } = outcome;
   const index = stage === 'child' ? plan.launcherSteps + step : step;
   return {
     stage,
@@ -175,16 +178,11 @@ function describeOutcome(plan: EncodedPlan, outcome: NativeOutcome): LaunchOutco
     error,
     mismatch,
     event,
-    userId,
-    get steps() {
-      return timelineSteps(plan, outcome.stamps);
-    },
-    child,
   };
 }
 
 /** The stamps of a launch with their names, in the order in which things happened. */
-function timelineSteps(plan: EncodedPlan, stamps: BigUint64Array): TimelineStep[] {
+export function timelineSteps(plan: EncodedPlan, stamps: BigUint64Array): TimelineStep[] {
   const at = (index: number) => stamps[index] ?? 0n;
   const moment = (name: (typeof moments)[number]) => at(moments.indexOf(name));
   const first = moments.length + 1;
@@ -197,7 +195,7 @@ function timelineSteps(plan: EncodedPlan, stamps: BigUint64Array): TimelineStep[
       list.push({ name: 'clone3', where: 'launcher', at: at(moments.length) });
     }
     const where = index < plan.launcherSteps ? 'launcher' : 'child';
-    // execve does not return: its end is when the launcher goes on.
+    // execve does not return: its end is when the launcher goes on, where that waits for it.
     list.push({ name, where, at: name === 'exec' ? moment('cloned') : at(first + index) });
   });
   list.push({ name: 'jailed', where: 'launcher', at: moment('jailed') });
@@ -312,20 +310,23 @@ export function devNull(): number {
   return nullDevice;
 }
 
-/** How a process ended, and what of it its cgroup says. */
+/** How a process ended, and what of it its cgroup says. One of the first two is null. */
 export interface ChildEnd {
   readonly code: number | null;
   readonly signal: number | null;
   readonly memoryEvents: string;
 }
 
+/** That of a process that was never born. */
+export const unborn: ChildEnd = { code: null, signal: null, memoryEvents: '' };
+
 /** Waits until a child of a failed launch is gone, so that a failure leaves nothing behind. */
-export function reaped(child: NativeChild | undefined): Promise<ChildEnd> {
-  if (child === undefined) return Promise.resolve({ code: null, signal: null, memoryEvents: '' });
-  return new Promise((resolve) =>
+export function reaped(child: NativeChild): Promise<ChildEnd> {
+  return new Promise((resolve) => {
+    if (child.pid === 0) return resolve(unborn);
     child.watch(
       () => {},
       (code, signal, memoryEvents) => resolve({ code, signal, memoryEvents }),
-    ),
-  );
+    );
+  });
 }

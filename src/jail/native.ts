@@ -70,21 +70,21 @@ export interface NativeLauncher {
   /** A launch is about to come: a task of the launcher wakes up meanwhile. */
   expect(): void;
   /**
-   * The outcome always comes. Descriptors, in the plan's order, are copied and stay the caller's; files are taken.
-   * `configuration` is for programs with a control protocol, and so is the timeout: for their announcement, in
-   * milliseconds. A cgroup that was made for it is taken, and removed with its process.
+   * Descriptors, in the plan's order, are copied and stay the caller's; files are taken. `configuration` is for programs
+   * with a control protocol, and so is the timeout: for their announcement, in milliseconds. A cgroup that was made for
+   * it is taken, and removed with its process.
+   *
+   * `onDone` is called, later, unless such a program is launched well: its messages and its end follow then.
    */
   launch(
     plan: NativePlan,
     descriptors: readonly (number | NativeFile)[],
     configuration: Uint8Array | undefined,
     timeoutMs: number,
-    callback: (outcome: NativeOutcome) => void,
+    onDone: (outcome: NativeOutcome) => void,
     cgroup?: NativeCgroup,
-  ): number;
-  /** A launch that still waits for its monitor's first message gives up. */
-  cancel(id: number): void;
-  ready(): { network: number; user: number };
+  ): NativeChild;
+  ready(): { network: number; user: number; streams: number };
 }
 
 /** A plan that the addon has checked. */
@@ -111,8 +111,6 @@ export const moments = ['submitted', 'taken', 'prepared', 'cloned', 'jailed', 'c
 export interface NativeOutcome {
   /** Index into {@link stages}: where the launch failed, or 0. */
   stage: number;
-  /** Of the process, as the launcher sees it. */
-  userId: number;
   /** Of a failed launch: index of the step that failed, among the launcher's or the child's. */
   step?: number;
   /** Likewise: the monitor's message, where it was not its announcement. */
@@ -120,25 +118,26 @@ export interface NativeOutcome {
   error?: SystemErrorCause;
   /** What the read-back found different. */
   mismatch?: string;
-  /** CLOCK_MONOTONIC ns: {@link moments}, the child's start, the ends of the steps in the plan's order. */
-  stamps: BigUint64Array;
-  /** Present as soon as there is a process, also of a failed launch: it must be reaped. */
-  child?: NativeChild;
 }
 
 export interface NativeChild {
+  /** 0 before its birth. */
   readonly pid: number;
+  /** Its user, as the launcher sees it; once the launch is done. */
+  readonly userId: number;
+  /** CLOCK_MONOTONIC ns: {@link moments}, its start, the ends of the steps in the plan's order; likewise. */
+  readonly stamps: BigUint64Array;
   /**
-   * Once. Keeps the event loop alive until the end. `size` is the message's own, `bytes` at most 512 of it.
-   * `memoryEvents` is that file of a cgroup that was made for it, or empty.
+   * Once. Keeps the event loop alive until the end, which comes for each that was born. `size` is the message's own,
+   * `bytes` at most 512 of it; `memoryEvents` is that file of a cgroup that was made for it, or empty.
    */
   watch(
     onMessage: (bytes: Buffer, size: number) => void,
     onExit: (code: number | null, signal: number | null, memoryEvents: string) => void,
   ): void;
   send(bytes: Uint8Array): void;
+  /** Before the launch is done, gives it up. */
   kill(signal: number): void;
-  keepAlive(yes: boolean): void;
   /** Our end of a socket pair of the plan, by slot; -1 where it was taken already. */
   takeDescriptor(slot: number): number;
   /** What a file of a cgroup that was made for it says. */

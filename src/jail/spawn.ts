@@ -2,7 +2,7 @@ import { constants } from 'node:os';
 import { onAbort } from '../abort.js';
 import { abortError, CasemateError } from '../errors.js';
 import { encodePlan } from './encode.js';
-import { launchError, launchPlan, reaped, runLaunch, type TimelineStep } from './launcher.js';
+import { launchError, launchPlan, reaped, runLaunch, type TimelineStep, timelineSteps } from './launcher.js';
 import type { NativeChild } from './native.js';
 import type { Plan } from './steps.js';
 
@@ -90,12 +90,13 @@ export async function spawn(plan: Plan, options: SpawnOptions = {}): Promise<Jai
     });
   }
   const prepared = launchPlan(encoded, { inHostMounts: options.mounts !== 'prepared' });
-  const outcome = await runLaunch({ plan: prepared, descriptors });
-  if (outcome.stage !== 'none' || outcome.child === undefined) {
-    await reaped(outcome.child);
+  const { child, done } = runLaunch({ plan: prepared, descriptors });
+  const outcome = await done;
+  if (outcome.stage !== 'none') {
+    await reaped(child);
     throw launchError(outcome);
   }
-  const started = new JailedProcess(outcome.child, encoded.slots, outcome.steps);
+  const started = new JailedProcess(child, encoded.slots, timelineSteps(encoded, child.stamps));
   const unlisten = onAbort(signal, () => started.kill());
   if (signal?.aborted) started.kill();
   started.exited.then(unlisten);

@@ -1,19 +1,21 @@
 import { onAbort } from '../abort.js';
+import { deadline } from '../deadline.js';
 import { abortError, CasemateError } from '../errors.js';
-import { type CgroupSettings, checkLimits, limitedCgroup } from '../jail/cgroup.js';
+import { checkLimits, type LimitedCgroup, limitedCgroup } from '../jail/cgroup.js';
 import { encodePlan } from '../jail/encode.js';
 import {
   type ChildEnd,
   caller,
   devNull,
   expectLaunch,
+  type Launching,
   type LaunchOutcome,
   type LaunchPlan,
   launchError,
   launchPlan,
   poolsFilled,
-  reaped,
   runLaunch,
+  timelineSteps,
 } from '../jail/launcher.js';
 import type { NativeFile } from '../jail/native.js';
 import { inputName, type Jail, monitorPlan } from '../jail/profiles.js';
@@ -69,15 +71,36 @@ export async function launch(options: LaunchOptions = {}): Promise<Vm> {
 
 async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Promise<Vm> {
   checkLayers(options.jail);
+  const begun = beginLaunch(options);
+  // All that Node has to do for a launch, while the launcher is at work: later it would be in the monitor's way.
+  const vm = takeOver(id, options, begun, t0);
+  const stamps = await vm.started;
+  // Aborted before this promise resolves is aborted, though the guest may have rung just before it was killed.
+  if (stamps === undefined || options.signal?.aborted) throw await startError(vm, options);
+  const t2 = process.hrtime.bigint();
+  const { plan, launching } = begun;
+  vm.launched(() => timeline(t0, t2, timelineSteps(plan, launching.child.stamps), stamps()));
+  return vm;
+}
+
+/** A launch that the launcher works on. */
+interface Begun {
+  readonly plan: LaunchPlan;
+  readonly launching: Launching;
+  readonly limits: LimitedCgroup['files'] | undefined;
+  /** Limit of the monitor's files, in bytes. */
+  readonly fileSize: number;
+}
+
+function beginLaunch(options: ParsedOptions): Begun {
   const files = new LaunchFiles();
   const cgroup = options.limits && limitedCgroup(options.limits);
-  let launching: Promise<LaunchOutcome>;
-  let plan: LaunchPlan;
   const names = isLinux(options) ? linuxNames : bareMetalNames;
   try {
     const kvm = kvmDevice(options.kvmFd);
     const devices = openDevices(options.devices, files);
-    plan = planFor(options, files.largestDisk);
+    const plan = planFor(options, files.largestDisk);
+    const { cpuid, runSize } = vcpuFacts(kvm, options.vcpus);
     const configuration = encodeConfiguration({
       memorySize: options.memoryMib * 1024 * 1024,
       flags: configurationFlags(options),
@@ -86,39 +109,29 @@ async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Pro
       inputs: options.inputs.length,
       pageShift: pageShifts[options.hugePages ?? 'any'],
       cpl: options.cpl,
-      ...vcpuFacts(kvm, options.vcpus),
+      cpuid,
+      runSize,
       devices: tableOf(options.devices),
       args: options.args,
     });
-    launching = runLaunch({
-      plan,
-      descriptors: {
-        null: devNull(),
-        kvm,
-        guest: options.guest === undefined ? builtInGuest() : files.open(names.guest, options.guest),
-        ...Object.fromEntries(
-          options.inputs.map((file, i) => [inputName(i), files.open(names.input(options.inputs, i), file)]),
-        ),
-        ...devices,
-        ...(options.jail.networkNamespaceFd !== undefined && { networkNamespace: options.jail.networkNamespaceFd }),
-        ...(bornInCgroup(options) && { cgroup: cgroup?.handle.fd ?? (options.jail.cgroupFd as number) }),
-      },
-      configuration,
-      cgroup: cgroup?.handle,
-      signal: options.signal,
+    const descriptors: Record<string, number | NativeFile | undefined> = {
+      ...devices,
+      null: devNull(),
+      kvm,
+      guest: options.guest === undefined ? builtInGuest() : files.open(names.guest, options.guest),
+      networkNamespace: options.jail.networkNamespaceFd,
+      cgroup: cgroup?.handle.fd ?? options.jail.cgroupFd,
+    };
+    options.inputs.forEach((file, i) => {
+      descriptors[inputName(i)] = files.open(names.input(options.inputs, i), file);
     });
+    const launching = runLaunch({ plan, descriptors, configuration, cgroup: cgroup?.handle });
+    return { plan, launching, limits: cgroup?.files, fileSize: files.largestDisk };
   } finally {
     // What the launcher has not taken.
     files.close();
     cgroup?.handle.close();
   }
-  const outcome = await launching;
-  if (outcome.stage !== 'none' || outcome.child === undefined) {
-    const end = await reaped(outcome.child);
-    if (options.signal?.aborted) throw abortError(options.signal);
-    throw outcome.stage === 'monitor' ? monitorError(options, outcome, end) : launchError(outcome);
-  }
-  return awaitDoorbell(id, options, plan, outcome, cgroup?.files, t0, files.largestDisk);
 }
 
 const noDevices = encodeDevices([]);
@@ -136,6 +149,7 @@ const nameOf = (source: unknown, index: number): string => (typeof source === 's
 
 /** Those of them that the plan does not make itself. */
 function openDevices(devices: readonly Device[], files: LaunchFiles): Record<string, number | NativeFile> {
+  if (devices.length === 0) return {};
   return Object.fromEntries(
     descriptorsOf(devices).flatMap(({ name, source }) => (typeof source === 'string' ? [] : [[name, source(files)]])),
   );
@@ -150,21 +164,13 @@ const bornInCgroup = ({ limits, jail }: ParsedOptions): boolean => limits !== un
 
 const isLinux = ({ format }: ParsedOptions): boolean => format === 'linux' || format === 'pvh';
 
-/** Takes over a monitor that has been let go, until its guest has rung. */
-async function awaitDoorbell(
-  id: string,
-  options: ParsedOptions,
-  plan: LaunchPlan,
-  outcome: LaunchOutcome,
-  limits: CgroupSettings['files'] | undefined,
-  t0: bigint,
-  fileSize: number,
-): Promise<Vm> {
-  const { jail, signal } = options;
-  const child = outcome.child as NonNullable<LaunchOutcome['child']>;
+/** The VM to be of a launch under way, with everything that can end it. */
+function takeOver(id: string, options: ParsedOptions, { plan, launching, limits, fileSize }: Begun, t0: bigint): Vm {
+  const { jail, signal, timeoutMs } = options;
+  const { child } = launching;
   const vm = new Vm({
     id,
-    child,
+    launching,
     console: options.console
       ? { output: plan.slots.get('ourConsoleOut') as number, input: plan.slots.get('ourConsoleIn') as number }
       : undefined,
@@ -175,29 +181,21 @@ async function awaitDoorbell(
       jail,
       rootless: caller().rootless,
       // What a rootless launcher calls 0, in a user namespace of its own, is the caller.
-      userId: caller().rootless ? caller().uid : outcome.userId,
+      userId: caller().rootless ? caller().uid : child.userId,
       limits: limits && { files: limits, read: (file) => child.cgroupFile(file) },
       descriptors: bornWith(options),
       fileSize,
     }),
   });
-  const kill = () => vm.end({ reason: 'killed' });
-  const unlisten = onAbort(signal, kill);
-  // It may have been aborted where nobody listened: between the launcher's answer and now, or by a subscriber of ours.
-  if (signal?.aborted) kill();
-  const endAfter = (ms: number) => setTimeout(() => vm.end({ reason: 'timeout' }), Math.max(1, ms));
-  const startLimit = endAfter(options.startTimeoutMs);
-  const lifeLimit = options.timeoutMs === undefined ? undefined : endAfter(options.timeoutMs - msSince(t0));
+  const unlisten = onAbort(signal, () => vm.end({ reason: 'killed' }));
+  const end = () => vm.end({ reason: 'timeout' });
+  const met = deadline(options.startTimeoutMs, end);
+  const outlived = timeoutMs === undefined ? undefined : deadline(timeoutMs - msSince(t0), end);
+  vm.started.then(met);
   vm.exited.then(() => {
-    clearTimeout(lifeLimit);
+    outlived?.();
     unlisten();
   });
-  const stamps = await vm.started;
-  clearTimeout(startLimit);
-  // Aborted before this promise resolves is aborted, though the guest may have rung just before it was killed.
-  if (stamps === undefined || signal?.aborted) throw await startError(vm, options);
-  const t2 = process.hrtime.bigint();
-  vm.launched(() => timeline(t0, t2, outcome.steps, stamps()));
   return vm;
 }
 
@@ -207,7 +205,11 @@ const msSince = (then: bigint): number => Number(process.hrtime.bigint() - then)
 async function startError(vm: Vm, options: ParsedOptions): Promise<Error> {
   const exit = await vm.exited;
   if (options.signal?.aborted) return abortError(options.signal);
-  const { failure, violation } = vm.trouble;
+  const { failure, violation, launch, end } = vm.trouble;
+  if (launch !== undefined && exit.reason === 'timeout') return monitorTimeout(launch);
+  if (launch !== undefined) {
+    return launch.stage === 'monitor' ? monitorError(options, launch, end) : launchError(launch);
+  }
   if (failure !== undefined) return failureError(options, failure);
   if (violation !== undefined) {
     return new CasemateError('ERR_CASEMATE_PROTOCOL', `The monitor sent ${violation}; it was killed`, {
@@ -252,17 +254,19 @@ function monitorError(options: ParsedOptions, outcome: LaunchOutcome, end: Child
   if (killedForMemory(end.memoryEvents)) return earlyExit(options, { reason: 'out-of-memory' });
   const event = outcome.event && decodeEvent(outcome.event, outcome.event.length);
   if (event?.type === 'failed') return failureError(options, event);
-  if (outcome.error?.code === 'ETIMEDOUT') {
-    return new CasemateError('ERR_CASEMATE_TIMEOUT', 'The monitor did not give up its rights in time; it was killed', {
-      step: 'monitor',
-      remedy: 'Is the machine overloaded, or the monitor stopped by a debugger?',
-      cause: outcome.error,
-    });
-  }
+  if (outcome.error?.code === 'ETIMEDOUT') return monitorTimeout(outcome);
   const how = end.signal === null ? `with code ${end.code}` : `by signal ${end.signal}`;
   return new CasemateError('ERR_CASEMATE_MONITOR', `The monitor ended ${how} before it was ready`, {
     step: event?.type === 'blocked' ? `system call ${syscallName(event.syscall)}` : 'monitor',
     remedy: 'Please report this, with the output of `casemate doctor`.',
+    cause: outcome.error,
+  });
+}
+
+function monitorTimeout(outcome: LaunchOutcome): CasemateError {
+  return new CasemateError('ERR_CASEMATE_TIMEOUT', 'The monitor did not give up its rights in time; it was killed', {
+    step: 'monitor',
+    remedy: 'Is the machine overloaded, or the monitor stopped by a debugger?',
     cause: outcome.error,
   });
 }

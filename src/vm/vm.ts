@@ -2,7 +2,7 @@ import { EventEmitter } from 'node:events';
 import { constants } from 'node:os';
 import type { Duplex } from 'node:stream';
 import { CasemateError } from '../errors.js';
-import type { ChildEnd } from '../jail/launcher.js';
+import { type ChildEnd, type Launching, type LaunchOutcome, unborn } from '../jail/launcher.js';
 import type { NativeChild } from '../jail/native.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
@@ -30,7 +30,7 @@ export type VmState = 'starting' | 'running' | 'paused' | 'exited';
 /** What a {@link Vm} is made of. @internal */
 export interface VmParts {
   readonly id: string;
-  readonly child: NativeChild;
+  readonly launching: Launching;
   /** Slots of our ends of the console, undefined where there is none. */
   readonly console: { readonly output: number; readonly input: number } | undefined;
   readonly startPaused: boolean;
@@ -49,8 +49,6 @@ export interface VmParts {
 export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   /** Unique in this process and, with {@link Vm.pid}, on this host. */
   readonly id: string;
-  /** The monitor's process id, as Node's pid namespace has it. */
-  readonly pid: number;
   /** Resolves, never rejects, when the VM has ended and its monitor has been reaped. */
   readonly exited: Promise<VmExit>;
 
@@ -58,6 +56,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   readonly started: Promise<MonitorStamps | undefined>;
 
   readonly #parts: VmParts;
+  readonly #child: NativeChild;
   readonly #resolveExited: (exit: VmExit) => void;
   #state: VmState = 'starting';
   #timeline: (() => Timeline) | undefined;
@@ -70,6 +69,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   #violation: string | undefined;
   /** Those that there have been, by device and operation. */
   readonly #deviceErrors = new Set<string>();
+  #end: ChildEnd = unborn;
+  #launch: LaunchOutcome | undefined;
   readonly #resolveStarted: (stamps: MonitorStamps | undefined) => void;
   /** Calls of pause() and resume() take their turns. */
   #turn: Promise<void> = Promise.resolve();
@@ -80,8 +81,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   constructor(parts: VmParts) {
     super();
     this.id = parts.id;
-    this.pid = parts.child.pid;
     this.#parts = parts;
+    this.#child = parts.launching.child;
     let started: (stamps: MonitorStamps | undefined) => void = () => {};
     this.started = new Promise((resolve) => {
       started = resolve;
@@ -92,10 +93,19 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       exited = resolve;
     });
     this.#resolveExited = exited;
-    parts.child.watch(
+    this.#child.watch(
       (bytes, size) => this.#onMessage(decodeEvent(bytes, size)),
       (code, signal, memoryEvents) => this.#onEnd({ code, signal, memoryEvents }),
     );
+    parts.launching.done.then((outcome) => {
+      this.#launch = outcome;
+      if (this.pid === 0) this.#onEnd(unborn);
+    });
+  }
+
+  /** The monitor's process id, as Node's pid namespace has it. */
+  get pid(): number {
+    return this.#child.pid;
   }
 
   /** Where it is in its life. */
@@ -121,14 +131,14 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   }
 
   #openConsole(): Console {
-    const { console, child } = this.#parts;
+    const { console } = this.#parts;
     if (console === undefined) {
       throw new CasemateError('ERR_CASEMATE_STATE', "This VM was launched with console: 'ignore'", {
         step: 'console',
         remedy: "Launch it with console: 'pipe'.",
       });
     }
-    return new Console(child, console);
+    return new Console(this.#child, console);
   }
 
   /**
@@ -157,7 +167,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
         this.#asked = { wanted, answer };
       });
       try {
-        this.#parts.child.send(bare(command));
+        this.#child.send(bare(command));
       } catch {
         // It has hung up already: its end is on the way.
       }
@@ -178,7 +188,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   end(reason: VmExit): void {
     if (this.#state === 'exited') return;
     this.#ending ??= reason;
-    this.#parts.child.kill(constants.signals.SIGKILL);
+    this.#child.kill(constants.signals.SIGKILL);
   }
 
   /**
@@ -198,9 +208,17 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     this.#console?.destroy();
   }
 
-  /** What the monitor said of a set-up that failed, or what was wrong with its messages. @internal */
-  get trouble(): { failure: Extract<MonitorEvent, { type: 'failed' }> | undefined; violation: string | undefined } {
-    return { failure: this.#failure, violation: this.#violation };
+  /**
+   * What the monitor said of a set-up that failed, what was wrong with its messages, how the launch failed before it was
+   * let go, how it ended. @internal
+   */
+  get trouble(): {
+    failure: Extract<MonitorEvent, { type: 'failed' }> | undefined;
+    violation: string | undefined;
+    launch: LaunchOutcome | undefined;
+    end: ChildEnd;
+  } {
+    return { failure: this.#failure, violation: this.#violation, launch: this.#launch, end: this.#end };
   }
 
   /** The launch is done. @internal */
@@ -270,6 +288,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
 
   #onEnd(end: ChildEnd): void {
     this.#state = 'exited';
+    this.#end = end;
     const exit =
       this.#guestExit !== undefined && this.#violation === undefined
         ? exitOf(this.#guestExit)
@@ -282,7 +301,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     this.#resolveExited(exit);
     // Later than what follows from `launch()` and `exited`: who listens as soon as he has the VM hears of its end.
     setImmediate(() => {
-      this.#parts.ended(exit);
+      // One that was never let go was no VM.
+      if (this.#launch === undefined) this.#parts.ended(exit);
       this.emit('exit', exit);
     });
   }

@@ -175,53 +175,56 @@ export interface Configuration {
  * would be a quarter of the JavaScript before a launch.
  */
 export function encodeConfiguration(configuration: Configuration): Uint8Array {
-  const { cpuid, devices, args } = configuration;
-  const strings = `${args.join('\0')}\0`;
-  if (scratch.cpuid !== cpuid || scratch.devices !== devices || scratch.strings !== strings) {
-    scratch = makeScratch(cpuid, devices, strings);
+  const { cpuid, devices, args, memorySize } = configuration;
+  if (scratch.cpuid !== cpuid || scratch.devices !== devices || !isSame(scratch.args, args)) {
+    scratch = makeScratch(cpuid, devices, args);
   }
-  const { bytes, words } = scratch;
-  // In the machine's byte order, as the monitor reads it. The fields in the order of the struct:
-  words[0] = wire.commands.configure;
-  words[1] = bytes.length;
-  words[2] = wire.magic;
-  words[3] = wire.version;
-  words[4] = configuration.memorySize % 2 ** 32;
-  words[5] = Math.floor(configuration.memorySize / 2 ** 32);
+  const { words } = scratch;
+  words[4] = memorySize % 2 ** 32;
+  words[5] = Math.floor(memorySize / 2 ** 32);
   words[6] = configuration.flags;
   words[7] = wire.formats[configuration.format];
   words[8] = configuration.vcpus;
   words[9] = configuration.cpl;
-  words[10] = cpuid.length / wire.cpuidEntrySize;
-  words[11] = args.length;
-  words[12] = bytes.length - wire.configureSize - cpuid.length - devices.length;
   words[13] = configuration.runSize;
   words[14] = configuration.inputs;
   words[15] = configuration.pageShift;
-  words[16] = devices.length / wire.deviceSize;
-  return bytes;
+  return scratch.bytes;
 }
 
-/** A configuration without its head. Most launches have the arguments of the one before, if any. */
+function isSame(left: readonly string[], right: readonly string[]): boolean {
+  return left.length === right.length && left.every((text, i) => text === right[i]);
+}
+
+/** A configuration, whole but for what every launch sets. Most have the arguments of the one before, if any. */
 interface Scratch {
   readonly bytes: Uint8Array;
-  /** The same memory. */
+  /** The same memory, in the machine's byte order, as the monitor reads it. */
   readonly words: Uint32Array;
   readonly cpuid: Uint8Array;
   readonly devices: Uint8Array;
-  readonly strings: string;
+  readonly args: readonly string[];
 }
 
-function makeScratch(cpuid: Uint8Array, devices: Uint8Array, strings: string): Scratch {
-  const text = Buffer.from(strings);
+function makeScratch(cpuid: Uint8Array, devices: Uint8Array, args: readonly string[]): Scratch {
+  const text = Buffer.from(`${args.join('\0')}\0`);
   const bytes = new Uint8Array(wire.configureSize + cpuid.length + devices.length + text.length);
   bytes.set(cpuid, wire.configureSize);
   bytes.set(devices, wire.configureSize + cpuid.length);
   bytes.set(text, wire.configureSize + cpuid.length + devices.length);
-  return { bytes, words: new Uint32Array(bytes.buffer, 0, wire.configureSize / 4), cpuid, devices, strings };
+  const words = new Uint32Array(bytes.buffer, 0, wire.configureSize / 4);
+  words[0] = wire.commands.configure;
+  words[1] = bytes.length;
+  words[2] = wire.magic;
+  words[3] = wire.version;
+  words[10] = cpuid.length / wire.cpuidEntrySize;
+  words[11] = args.length;
+  words[12] = text.length;
+  words[16] = devices.length / wire.deviceSize;
+  return { bytes, words, cpuid, devices, args };
 }
 
-let scratch = makeScratch(new Uint8Array(), new Uint8Array(), '');
+let scratch = makeScratch(new Uint8Array(), new Uint8Array(), []);
 
 /** A message of eight bytes: a command, or an event without a body. */
 export function bare(type: number): Uint8Array {

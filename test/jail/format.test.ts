@@ -691,10 +691,11 @@ const attempting = `
   /** Whether the launcher takes it. */
   async function attempt(plan, descriptors = given) {
     count.plans += 1;
+    let child;
     const outcome = await new Promise((resolve) => {
       try {
         const checked = new native.Plan(plan, descriptors.length, { inHostMounts: false });
-        launcher().launch(checked, descriptors, undefined, 10_000, resolve);
+        child = launcher().launch(checked, descriptors, undefined, 10_000, resolve);
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
         resolve(undefined);
@@ -704,7 +705,7 @@ const attempting = `
       count.refused += 1;
       return false;
     }
-    await reaped(outcome.child);
+    await reaped(child);
     const stage = stages[outcome.stage];
     if (stage === 'none') count.none += 1;
     else if (stage !== undefined && outcome.error !== undefined) count.failed += 1;

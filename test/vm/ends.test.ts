@@ -150,7 +150,7 @@ test('a guest that makes its first hypercall just as its time is over is a VM th
 });
 
 test('a guest that makes no hypercall within startTimeoutMs, or timeoutMs, is no VM', async (t) => {
-  const error = await refused(t, { guest: guest('silent'), startTimeoutMs: 30 }, 'ERR_CASEMATE_TIMEOUT');
+  const error = await refused(t, { guest: guest('silent'), startTimeoutMs: 1000 * patience }, 'ERR_CASEMATE_TIMEOUT');
   t.is(error.step, 'guest');
   await refused(t, { guest: guest('silent'), timeoutMs: 30 }, 'ERR_CASEMATE_TIMEOUT');
 });

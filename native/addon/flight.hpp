@@ -1,0 +1,32 @@
+#pragma once
+
+#include "addon/cgroup.hpp"
+#include "addon/plan.hpp"
+#include "jail/launcher.hpp"
+#include "sys/fd.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <napi.h>
+#include <vector>
+
+namespace casemate::addon {
+
+class Child;
+
+/// One launch under way, with everything the Launch points at.
+struct Flight {
+  jail::Launch launch;
+  std::vector<sys::Fd> given;
+  std::shared_ptr<const Plan::Contents> plan;
+  std::vector<std::byte> configuration;
+  Cgroup cgroup; // goes with the process, or, where there was none, with this
+  Napi::FunctionReference on_done;
+  /// What JavaScript has of it. Each forgets the other when it ends: an environment that is
+  /// torn down ends them in any order.
+  Child* child = nullptr;
+  Napi::ObjectReference child_value;
+};
+
+} // namespace casemate::addon

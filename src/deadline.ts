@@ -1,0 +1,40 @@
+interface Deadline {
+  /** By performance.now(). */
+  readonly at: number;
+  readonly missed: () => void;
+}
+
+const deadlines = new Set<Deadline>();
+let timer: NodeJS.Timeout | undefined;
+let armedFor = Number.POSITIVE_INFINITY;
+
+/**
+ * Calls `missed` once `ms` milliseconds have passed; what is returned says that it was met. It does not keep the event
+ * loop alive.
+ *
+ * Most are met, thousands of times sooner than they would be missed: with a timer for each, setting it and taking it off
+ * again would be a tenth of what a launch costs Node. There is one for all, which stays where it is when a deadline is
+ * met, and looks for the next one when it rings.
+ */
+export function deadline(ms: number, missed: () => void): () => void {
+  const added = { at: performance.now() + ms, missed };
+  deadlines.add(added);
+  if (added.at < armedFor) arm(added.at);
+  return () => deadlines.delete(added);
+}
+
+function arm(at: number): void {
+  clearTimeout(timer);
+  armedFor = at;
+  timer = setTimeout(ring, Math.max(1, Math.ceil(at - performance.now()))).unref();
+}
+
+function ring(): void {
+  const now = performance.now();
+  armedFor = Number.POSITIVE_INFINITY;
+  const late = [...deadlines].filter(({ at }) => at <= now);
+  for (const entry of late) deadlines.delete(entry);
+  const next = Math.min(...[...deadlines].map(({ at }) => at));
+  if (next < armedFor) arm(next);
+  for (const { missed } of late) missed();
+}
