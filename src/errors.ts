@@ -16,7 +16,7 @@ export type ErrorCode =
   | 'ERR_CASEMATE_HUGE_PAGES'
   /** The guest image is not one that the monitor can load. */
   | 'ERR_CASEMATE_GUEST_IMAGE'
-  /** An image cannot be made of this: a path leads out of it, or its format does not hold it. */
+  /** An image cannot be made: a path leads out of it, its format does not hold it, or a program is missing that makes it. */
   | 'ERR_CASEMATE_IMAGE'
   /** A layer of the jail that was asked for cannot be had on this host. */
   | 'ERR_CASEMATE_LAYER_UNAVAILABLE'

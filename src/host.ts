@@ -372,3 +372,11 @@ function words(text: string | undefined): string[] {
 function lines(text: string | undefined): string[] {
   return text?.split('\n').filter(Boolean) ?? [];
 }
+
+/** glibc's layout of dev_t; makedev(3). */
+export function deviceNumbers(rdev: bigint): { major: number; minor: number } {
+  return {
+    major: Number(((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & ~0xfffn)),
+    minor: Number((rdev & 0xffn) | ((rdev >> 12n) & ~0xffn)),
+  };
+}

@@ -7,9 +7,21 @@ export type Command =
   | { readonly name: 'version' }
   | { readonly name: 'doctor'; readonly json: boolean }
   | ({ readonly name: 'bench' } & BenchOptions)
+  | ({ readonly name: 'image' } & ImageCommand)
   | ({ readonly name: 'run' } & RunOptions);
 
-export type Topic = 'casemate' | 'run' | 'doctor' | 'bench';
+export type Topic = (typeof topics)[number];
+
+const topics = ['casemate', 'run', 'image', 'doctor', 'bench'] as const;
+
+/** What `casemate image` was asked for. Absent: the default of the library. */
+export interface ImageCommand {
+  readonly from: string;
+  readonly to: string;
+  readonly format?: string;
+  readonly ownership?: 'keep';
+  readonly sizeMib?: number;
+}
 
 /** What `casemate bench` was asked for. */
 export interface BenchOptions {
@@ -48,6 +60,12 @@ type OptionTable = NonNullable<ParseArgsConfig['options']>;
 const HELP = { help: { type: 'boolean', short: 'h' } } as const satisfies OptionTable;
 const TOP_OPTIONS = { ...HELP, version: { type: 'boolean', short: 'v' } } as const satisfies OptionTable;
 const DOCTOR_OPTIONS = { ...HELP, json: { type: 'boolean' } } as const satisfies OptionTable;
+const IMAGE_OPTIONS = {
+  ...HELP,
+  format: { type: 'string', short: 'f' },
+  size: { type: 'string', short: 's' },
+  'keep-owners': { type: 'boolean' },
+} as const satisfies OptionTable;
 const BENCH_OPTIONS = {
   ...HELP,
   launches: { type: 'string', short: 'n' },
@@ -87,6 +105,8 @@ export function parseCommand(argv: readonly string[]): Command {
       return parseDoctor(args);
     case 'bench':
       return parseBench(args);
+    case 'image':
+      return parseImage(args);
     case 'run':
       return parseRun(args);
     default:
@@ -97,10 +117,9 @@ export function parseCommand(argv: readonly string[]): Command {
 function parseHelp(args: readonly string[]): Command {
   const [topic = 'casemate', ...more] = args;
   if (more.length > 0) throw usage('casemate', `Unexpected argument '${more[0]}'`);
-  if (topic !== 'casemate' && topic !== 'run' && topic !== 'doctor' && topic !== 'bench') {
-    throw usage('casemate', `There is no help on '${topic}'`);
-  }
-  return { name: 'help', topic };
+  const known = topics.find((one) => one === topic);
+  if (known === undefined) throw usage('casemate', `There is no help on '${topic}'`);
+  return { name: 'help', topic: known };
 }
 
 function parseDoctor(args: readonly string[]): Command {
@@ -121,6 +140,22 @@ function parseBench(args: readonly string[]): Command {
     launches,
     json: values.json ?? false,
     ...(values.memory !== undefined && { memoryMib: wholeNumber('bench', '--memory', values.memory) }),
+  };
+}
+
+function parseImage(argv: readonly string[]): Command {
+  const { values, rest } = parse('image', argv, IMAGE_OPTIONS);
+  if (values.help) return { name: 'help', topic: 'image' };
+  const [from, to, ...more] = rest;
+  if (from === undefined || to === undefined) throw usage('image', 'It takes a directory or an archive, and the image');
+  if (more.length > 0) throw usage('image', `Unexpected argument '${more[0]}'`);
+  return {
+    name: 'image',
+    from,
+    to,
+    ...(values.format !== undefined && { format: values.format }),
+    ...(values['keep-owners'] && { ownership: 'keep' }),
+    ...(values.size !== undefined && { sizeMib: wholeNumber('image', '--size', values.size) }),
   };
 }
 

@@ -8,6 +8,7 @@ Usage: casemate <command>
 
 Commands:
   run [guest] [args...]  launch a VM and run a guest program in it
+  image SOURCE IMAGE     make an initrd or a root disk for Linux guests
   bench                  measure how long launches take here
   doctor                 check whether this machine can, and what to do if not
   help [command]         more about a command
@@ -65,6 +66,24 @@ Examples:
   casemate run hello.elf world
   echo shout this | casemate run --timeout 1000 upper.elf
   casemate run --kernel vmlinux --initrd initrd.img --memory 512
+`,
+
+  image: `Makes an initrd or a root disk for Linux guests, without root and without mounting anything.
+
+Usage: casemate image [options] SOURCE IMAGE
+
+SOURCE is a directory, or a tar archive, which may be compressed by gzip. The same source makes the same image.
+
+Options:
+  -f, --format FORMAT  cpio, an initrd (the default); ext4, a disk, by e2fsprogs; erofs, a disk that is only read,
+                       by erofs-utils of 1.7 or newer
+  -s, --size MIB       size of an ext4 disk (default: what is in it, a quarter more, and 32 MiB)
+      --keep-owners    files belong to whom they belong in SOURCE (default: all are root's)
+  -h, --help           this text
+
+Examples:
+  casemate image rootfs/ initrd.img
+  casemate image --format ext4 --size 1024 rootfs.tar.gz root.img
 `,
 
   bench: `Measures how long launches take on this machine, and which steps hold the time.

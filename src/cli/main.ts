@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs';
 import type { CasemateError } from '../errors.js';
+import { type ImageOptions, makeImage } from '../image/index.js';
 import { parseCommand } from './args.js';
 import { bench } from './bench.js';
 import { diagnose, renderDiagnosis } from './doctor.js';
@@ -24,6 +25,11 @@ async function main(argv: readonly string[]): Promise<number> {
     }
     case 'bench':
       return bench(command);
+    case 'image': {
+      const { name, ...options } = command;
+      await makeImage(options as ImageOptions);
+      return 0;
+    }
     case 'run':
       return run(command);
   }
@@ -53,6 +59,8 @@ const SPELLINGS: Readonly<Record<string, string>> = {
   'options.limits.pids': '--pids',
   'options.limits': 'the limits',
   'options.input': '--input',
+  'options.format': '--format',
+  'options.sizeMib': '--size',
   'options.timeoutMs': '--timeout',
 };
 

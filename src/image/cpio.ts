@@ -1,4 +1,4 @@
-import { badEntry, completeTree, type Entry, type FileEntry, modeOf, sizeOf } from './tree.js';
+import { badEntry, completeTree, contentsOf, type Entry, type FileEntry, modeOf, sizeOf } from './tree.js';
 
 /** File types of st_mode; inode(7). */
 const typeBits: Readonly<Record<Exclude<Entry['type'], 'link'>, number>> = {
@@ -8,7 +8,6 @@ const typeBits: Readonly<Record<Exclude<Entry['type'], 'link'>, number>> = {
   block: 0o060000,
   file: 0o100000,
   symlink: 0o120000,
-  socket: 0o140000,
 };
 
 /** Archives end at a multiple of this, as cpio(1) has it, and so another one can follow. */
@@ -39,22 +38,6 @@ export async function* cpioStream(entries: Iterable<Entry>): AsyncGenerator<Uint
   for (const piece of archive(entries)) {
     if (piece instanceof Uint8Array) yield piece;
     else yield* contentsOf(piece);
-  }
-}
-
-/** The contents of a file, held to its size. */
-export async function* contentsOf(file: FileEntry): AsyncGenerator<Uint8Array, void, undefined> {
-  const { contents, path } = file;
-  if (typeof contents === 'string') yield Buffer.from(contents);
-  else if (contents instanceof Uint8Array) yield contents;
-  else {
-    let left = contents.size;
-    for await (const chunk of contents.stream()) {
-      left -= chunk.length;
-      if (left < 0) break;
-      yield chunk;
-    }
-    if (left !== 0) throw badEntry(path, `changed while it was read: it had ${contents.size} bytes`);
   }
 }
 

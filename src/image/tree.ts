@@ -1,3 +1,4 @@
+import type { FileHandle } from 'node:fs/promises';
 import { CasemateError } from '../errors.js';
 import { describe } from '../is.js';
 
@@ -54,13 +55,16 @@ export interface DeviceEntry extends Protected {
   readonly minor: number;
 }
 
-/** A named pipe or a socket's name. */
+/** A named pipe. */
 export interface PipeEntry extends Protected {
-  readonly type: 'fifo' | 'socket';
+  readonly type: 'fifo';
 }
 
 /** One name in an image. */
 export type Entry = FileEntry | DirectoryEntry | SymlinkEntry | LinkEntry | DeviceEntry | PipeEntry;
+
+/** Whose the entries of an archive or a directory become: root's, or whose they are there. */
+export type Ownership = 'root' | 'keep';
 
 /** The longest path that Linux takes, without its NUL, and the longest name in it. */
 const pathMax = 4095;
@@ -88,22 +92,32 @@ export function completeTree(entries: Iterable<Entry>): Entry[] {
     if (before?.type === 'directory' && entry.type !== 'directory') {
       throw badEntry(path, 'comes twice, first as a directory');
     }
+    if (before?.type === 'file') keepOtherNames(tree, before);
     // A directory keeps its place, before what is in it; anything else may be a link to what has come meanwhile.
     if (entry.type !== 'directory') tree.delete(path);
-    tree.set(path, checked(entry, path));
-  }
-  const seen = new Map<string, Entry['type']>();
-  for (const entry of tree.values()) {
-    if (entry.type === 'link' && seen.get(entry.target) !== 'file') {
-      throw badEntry(entry.path, `is a hard link to ${entry.target}, which is no file before it`);
-    }
-    seen.set(entry.path, entry.type);
+    tree.set(path, entry.type === 'link' ? checkedLink(tree, entry, path) : checked(entry, path));
   }
   return [...tree.values()];
 }
 
-function checked(entry: Entry, path: string): Entry {
-  if (entry.type === 'link') return { ...entry, path, target: checkedPath(entry.target) };
+function checkedLink(tree: ReadonlyMap<string, Entry>, { target }: LinkEntry, path: string): LinkEntry {
+  const name = checkedPath(target);
+  const there = tree.get(name);
+  if (there?.type === 'link') return { type: 'link', path, target: there.target };
+  if (there?.type !== 'file') throw badEntry(path, `is a hard link to ${name}, which is no file before it`);
+  return { type: 'link', path, target: name };
+}
+
+/** A file goes that may have other names: the first of them becomes the file. */
+function keepOtherNames(tree: Map<string, Entry>, file: FileEntry): void {
+  const others = [...tree.values()].filter((entry) => entry.type === 'link' && entry.target === file.path);
+  const [first, ...rest] = others;
+  if (first === undefined) return;
+  tree.set(first.path, { ...file, path: first.path });
+  for (const { path } of rest) tree.set(path, { type: 'link', path, target: first.path });
+}
+
+function checked(entry: Exclude<Entry, LinkEntry>, path: string): Entry {
   checkNumber(path, 'uid', entry.uid, 0xffffffff);
   checkNumber(path, 'gid', entry.gid, 0xffffffff);
   if (entry.type === 'symlink') {
@@ -155,6 +169,35 @@ export function badEntry(path: string, why: string): CasemateError {
 export function modeOf(entry: FileEntry | DirectoryEntry | DeviceEntry | PipeEntry): number {
   return entry.mode ?? (entry.type === 'directory' ? 0o755 : 0o644);
 }
+
+/** The contents of a file, held to its size. */
+export async function* contentsOf(file: FileEntry): AsyncGenerator<Uint8Array, void, undefined> {
+  const { contents, path } = file;
+  if (typeof contents === 'string') yield Buffer.from(contents);
+  else if (contents instanceof Uint8Array) yield contents;
+  else {
+    let left = contents.size;
+    for await (const chunk of contents.stream()) {
+      left -= chunk.length;
+      if (left < 0) break;
+      yield chunk;
+    }
+    if (left !== 0) throw badEntry(path, `changed while it was read: it had ${contents.size} bytes`);
+  }
+}
+
+/** So much of an open file, as contents. A shorter file makes them shorter. */
+export async function* readRange(file: FileHandle, offset: number, size: number): AsyncGenerator<Uint8Array> {
+  for (let at = 0; at < size; ) {
+    const buffer = Buffer.allocUnsafe(Math.min(chunkSize, size - at));
+    const { bytesRead } = await file.read(buffer, 0, buffer.length, offset + at);
+    if (bytesRead === 0) return;
+    yield buffer.subarray(0, bytesRead);
+    at += bytesRead;
+  }
+}
+
+const chunkSize = 256 * 1024;
 
 /** What a file holds, in bytes. */
 export function sizeOf({ contents }: FileEntry): number {

@@ -1,5 +1,6 @@
 import { statSync } from 'node:fs';
 import { CasemateError, isSystemError } from '../errors.js';
+import { deviceNumbers } from '../host.js';
 import { integer, invalid, object, string } from '../is.js';
 import type { CgroupSettings, Controller } from '../jail/cgroup.js';
 
@@ -95,9 +96,7 @@ function deviceNumber(name: string, path: string): string {
       cause,
     });
   }
-  // glibc's layout of dev_t: gnu_dev_major(3).
-  const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & ~0xfffn);
-  const minor = (rdev & 0xffn) | ((rdev >> 12n) & ~0xffn);
+  const { major, minor } = deviceNumbers(rdev);
   return `${major}:${minor}`;
 }
 

@@ -67,6 +67,18 @@ const capabilities = {
     probe: () => runs('cpio', '--version'),
     reason: 'no cpio(1)',
   },
+  e2fsprogs: {
+    probe: () => ['mke2fs', 'debugfs', 'e2fsck'].every((tool) => existsSync(`/usr/sbin/${tool}`)),
+    reason: 'no e2fsprogs',
+  },
+  erofs: {
+    probe: () => /--tar/.test(spawnSync('mkfs.erofs', ['--help'], { encoding: 'utf8' }).stdout ?? ''),
+    reason: 'no mkfs.erofs, or one before 1.7',
+  },
+  noErofs: {
+    probe: () => spawnSync('mkfs.erofs', ['--help']).error !== undefined,
+    reason: 'mkfs.erofs is installed',
+  },
   root: {
     probe: () => process.geteuid?.() === 0,
     reason: 'needs root',

@@ -1,0 +1,15 @@
+import { identifier } from './identifier.js';
+import { tarStream } from './tar-writer.js';
+import { imageTime, runTool } from './tool.js';
+import type { Entry } from './tree.js';
+
+/**
+ * Makes an erofs image of a checked tree, by mkfs.erofs(1) from an archive, which holds owners and devices without any
+ * rights: 1.7 or newer.
+ */
+export async function makeErofs(tree: readonly Entry[], path: string): Promise<void> {
+  await runTool('mkfs.erofs', ['--tar=f', '--quiet', `-T${imageTime}`, '-U', identifier(tree), path, '/dev/stdin'], {
+    package: 'erofs-utils (1.7 or newer)',
+    input: tarStream(tree),
+  });
+}
