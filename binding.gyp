@@ -14,6 +14,7 @@
     ],
     'bare': ['-fno-asynchronous-unwind-tables', '-fcf-protection=none', '-U_FORTIFY_SOURCE'],
     'closed': ['-Wl,-z,relro,-z,now,-z,noexecstack'],
+    'unpack_libraries%': "<!(node scripts/unpack-libraries.js)",
   },
 
   'target_defaults': {
@@ -127,5 +128,28 @@
       ],
       'cflags': ['<@(hardened)'],
     },
+  ],
+
+  'conditions': [
+    ['unpack_libraries=="found"', {
+      'targets': [
+        {
+          # Takes kernels out of bzImages: static, with libc, in a folder of its own, which becomes its root.
+          'target_name': 'casemate-unpack',
+          'type': 'executable',
+          'product_dir': '<(PRODUCT_DIR)/unpack',
+          'sources': [
+            "<!@(node -p \"require('./native/sources.json').unpack.join(' ')\")",
+            "<!@(node -p \"require('./native/sources.json').unpackProgram.join(' ')\")",
+          ],
+          'cflags': ['<@(hardened)', '-fPIE', '-fvisibility=hidden'],
+          'cflags_cc': ['<@(without_exceptions)', '-fno-threadsafe-statics'],
+          'cflags!': ['-pthread'],
+          'ldflags!': ['-pthread'],
+          'ldflags': ['-static-pie', '-s', '<@(closed)', '-Wl,--gc-sections'],
+          'libraries': ['-lz', '-llzma', '-lzstd', '-llz4', '-lbz2'],
+        },
+      ],
+    }],
   ],
 }

@@ -8,6 +8,7 @@ import { availableParallelism } from 'node:os';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { unlessSame } from './unless-same.js';
+import { missingPackages } from './unpack-libraries.js';
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)));
 // make says what it builds, and nothing where there is nothing to build.
@@ -49,7 +50,11 @@ const steps = {
       console.error(`casemate is built with ${tool}, which is not here: apt-get install ${tool}`);
       process.exit(1);
     }
-    const inputs = [text('binding.gyp'), text('native/sources.json'), text('package-lock.json'), process.version];
+    const missing = missingPackages();
+    if (missing.length > 0)
+      console.error(`casemate-unpack, which bzImages need, is not built: apt-get install ${missing.join(' ')}`);
+    const files = ['binding.gyp', 'native/sources.json', 'package-lock.json'];
+    const inputs = [...files.map(text), process.version, ...missing];
     // Most installations of Node bring its headers along; node-gyp would fetch them nevertheless.
     const prefix = dirname(dirname(process.execPath));
     const asked = process.env.npm_config_nodedir !== undefined;

@@ -35,17 +35,22 @@ sys::SysError check_access(int fd, bool is_writable) {
 } // namespace
 
 Napi::Function File::define(Napi::Env env) {
-  return DefineClass(
-      env, "File", {InstanceAccessor<&File::size>("size"), InstanceMethod<&File::close>("close")});
+  return DefineClass(env, "File",
+                     {InstanceAccessor<&File::size>("size"), InstanceMethod<&File::seal>("seal"),
+                      InstanceMethod<&File::close>("close")});
 }
 
-/// new File(path | bytes), new File(path | fd, 'disk' | 'writable-disk')
+/// new File(path | bytes), new File(path | fd, 'disk' | 'writable-disk'); new File(0) is empty,
+/// and not sealed yet
 File::File(const Napi::CallbackInfo& info) : Napi::ObjectWrap<File>(info) {
   Napi::Env env = info.Env();
   if (info[1].IsString()) {
     open_disk(env, info[0], info[1].As<Napi::String>().Utf8Value() == "writable-disk");
   } else if (info[0].IsString()) {
     open(env, info[0].As<Napi::String>(), O_RDONLY);
+  } else if (info[0].IsNumber()) {
+    fd_ = make_memfd(env, "casemate", info[0], 0);
+    is_kept_ = true;
   } else {
     fd_ = make_memfd(env, "casemate", info[0], all_seals);
     size_ = static_cast<double>(info[0].As<Napi::Uint8Array>().ByteLength());
@@ -93,6 +98,19 @@ void File::note_size(Napi::Env env, const char* path) {
   if (S_ISREG(status.st_mode)) {
     size_ = static_cast<double>(status.st_size);
   }
+}
+
+/// seal(): what is in it by now, nobody changes any more; fcntl(2), F_ADD_SEALS
+void File::seal(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  check(env,
+        sys::check("fcntl(F_ADD_SEALS)", sys::call(__NR_fcntl, fd_.get(), F_ADD_SEALS, all_seals)));
+  note_size(env, nullptr);
+}
+
+sys::Fd File::take() {
+  return is_kept_ ? sys::Fd(static_cast<int>(sys::call(__NR_fcntl, fd_.get(), F_DUPFD_CLOEXEC, 3)))
+                  : std::move(fd_);
 }
 
 /// In bytes; -1 where it is no regular file, nor a disk.

@@ -8,23 +8,27 @@ namespace casemate::addon {
 
 /// A file that a launch is given: owned by its object from the call that opens it, so
 /// that a worker which is terminated between that call and the launch leaves nothing open.
+/// One that is made empty is to be filled by a launch and read by others: it is kept, and
+/// each of them has a copy of the descriptor.
 class File : public Napi::ObjectWrap<File> {
 public:
   static Napi::Function define(Napi::Env env);
 
   explicit File(const Napi::CallbackInfo& info);
 
-  sys::Fd take() { return std::move(fd_); }
+  sys::Fd take();
 
 private:
   void open(Napi::Env env, const std::string& path, int flags);
   void open_disk(Napi::Env env, const Napi::Value& source, bool is_writable);
   void note_size(Napi::Env env, const char* path);
+  void seal(const Napi::CallbackInfo& info);
   Napi::Value size(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
 
   sys::Fd fd_;
   double size_ = -1;
+  bool is_kept_ = false;
 };
 
 } // namespace casemate::addon

@@ -604,7 +604,7 @@ SysError Launcher::run_launcher_step(const casemate_step* step, Launch& launch, 
 }
 
 bool Launcher::send_configuration(Launch& launch) {
-  if (launch.control_slot == CASEMATE_NO_SLOT) {
+  if (launch.control_slot == CASEMATE_NO_SLOT || launch.configuration.empty()) {
     return true;
   }
   // Before it is born, so that it never waits for it.

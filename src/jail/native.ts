@@ -12,7 +12,8 @@ export interface JailBinding {
   ) => NativePlan;
   /**
    * A file to read, or a sealed memory file of contents. A disk is given by its path or a descriptor, which is copied; it
-   * may be a block device, and is locked: shared, or alone where it can be written to.
+   * may be a block device, and is locked: shared, or alone where it can be written to. 0 makes a memory file that is
+   * empty, to be filled by one launch, sealed, and shared by others.
    */
   File: new (
     source: string | Uint8Array | number,
@@ -144,10 +145,12 @@ export interface NativeChild {
   cgroupFile(name: string): string;
 }
 
-/** A file that is owned by this object until a launch takes it. */
+/** A file that is owned by this object until a launch takes it; one that launches share, until it is closed. */
 export interface NativeFile {
   /** In bytes; -1 for what is no regular file. */
   readonly size: number;
+  /** For a memory file: what is in it stays as it is. */
+  seal(): void;
   close(): void;
 }
 

@@ -279,9 +279,9 @@ const compilerOptions = { target: ts.ScriptTarget.ES2023, module: ts.ModuleKind.
 export function projectImage() {
   const guests = readdirSync('build/Release').filter((name) => /^casemate-guest-.*\.(elf|bin)$/.test(name));
   const binaries = ['casemate-unit', ...guests].map((name) => `build/Release/${name}`);
-  const around = ['ava.config.js', 'build/test', 'build/bench', ...binaries];
+  const around = ['ava.config.js', 'build/test', 'build/bench', 'native/test/corpus/unpack', ...binaries];
   const packed = ['package.json', 'package-lock.json', 'README.md', 'lib', 'src', 'native/guest'];
-  const built = ['build/Release/casemate.node', 'build/Release/casemate-vmm'];
+  const built = ['casemate.node', 'casemate-vmm', 'unpack/casemate-unpack'].map((name) => `build/Release/${name}`);
   const inputs = [...packed, ...built, ...around, programs, 'examples', 'test/rig'];
   const contents = filesOf(inputs)
     .sort()
