@@ -36,7 +36,7 @@ export interface BenchOptions {
 export interface RunOptions {
   /** Path of the guest's image; absent: the built-in guest. */
   readonly guest?: string;
-  /** Paths of a Linux kernel and its initrds, and its command line. */
+  /** Paths of a Linux kernel, `'auto'` for the host's, and its initrds, and its command line. */
   readonly kernel?: string;
   readonly initrd?: readonly string[];
   readonly cmdline?: string;

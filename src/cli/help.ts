@@ -34,7 +34,7 @@ printed, and its exit code is the exit code of this command. Ctrl-C ends the VM.
 With --kernel the guest is a Linux: its serial console is what is typed and printed, and it ends by powering off.
 
 Options:
-  -k, --kernel FILE  an uncompressed Linux kernel (vmlinux) instead of a guest
+  -k, --kernel FILE  a Linux kernel (bzImage or vmlinux) instead of a guest; "auto" is the one that this host runs
       --initrd FILE  its initial RAM file system; several are unpacked one over the other
       --cmdline TEXT its whole command line (default: console=ttyS0 quiet panic=-1 pci=off)
   -m, --memory MIB   memory of the VM in MiB, an even number (default: 16, with --kernel 256)
@@ -65,7 +65,7 @@ Examples:
   casemate run --timeline --evidence
   casemate run hello.elf world
   echo shout this | casemate run --timeout 1000 upper.elf
-  casemate run --kernel vmlinux --initrd initrd.img --memory 512
+  casemate run --kernel auto --initrd initrd.img --memory 512
 `,
 
   image: `Makes an initrd or a root disk for Linux guests, without root and without mounting anything.

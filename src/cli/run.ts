@@ -3,6 +3,7 @@ import type { Duplex, Readable } from 'node:stream';
 import { finished } from 'node:stream/promises';
 import { describeExit, type Evidence, type LaunchOptions, launch, type Vm, type VmExit } from '../index.js';
 import type { RunOptions } from './args.js';
+import { hostKernel } from './host-kernel.js';
 import { errorToJson, exitCodeOf, renderEvidence, renderTimeline, resultToJson } from './report.js';
 
 /** Exit codes for the ends that are not the guest's own; a shell's where it has one. */
@@ -47,7 +48,7 @@ function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions 
     signal,
     startPaused: options.evidence, // a guest may have ended before anybody has looked at its jail
     ...(guest !== undefined && { guest, name: basename(guest) }),
-    ...(kernel !== undefined && { kernel }),
+    ...(kernel !== undefined && { kernel: kernel === 'auto' ? hostKernel() : kernel }),
     ...(initrd !== undefined && { initrd }),
     ...(cmdline !== undefined && { cmdline }),
     ...(memoryMib !== undefined && { memoryMib }),
