@@ -346,7 +346,7 @@ vmTest('a kernel that asks for a restart exits with 1, one that panics with 134,
 vmTest('what is no kernel, or is not there, exits with 125 and says what to pass', async (t) => {
   const wrong = await casemate(['run', '--kernel', file(t, 'vmlinuz', Buffer.alloc(4096))]);
   t.is(wrong.code, 125);
-  t.regex(wrong.stderr, /ERR_CASEMATE_GUEST_IMAGE\)\n {2}→ Pass the vmlinux.* --memory\.\n$/);
+  t.regex(wrong.stderr, /ERR_CASEMATE_GUEST_IMAGE\)\n {2}→ Pass the bzImage or the vmlinux.* --memory\.\n$/);
   const missing = await casemate(['run', '--kernel', '/nonexistent']);
   t.is(missing.code, 125);
   t.regex(missing.stderr, /^casemate: --kernel: /);

@@ -1,7 +1,7 @@
 import { CasemateError } from '../errors.js';
 import type { IdRange } from '../host.js';
 import { descriptor, invalid, object, oneOf, string } from '../is.js';
-import type { Check, NamespaceKind, Plan, Step } from './steps.js';
+import type { Check, NamespaceKind, Plan, RlimitResource, Step } from './steps.js';
 import * as steps from './steps.js';
 
 /**
@@ -202,20 +202,116 @@ export interface MonitorDescriptors {
 export const inputName = (i: number): string => `input${i}`;
 
 /**
- * The plan that launches a monitor into a jail, in the order that ../ARCHITECTURE.md gives reasons for: what needs
- * rights first, the user namespace after everything that it must not own, capabilities last.
+ * The plan that launches a monitor into a jail, in the order that ../ARCHITECTURE.md gives reasons for.
  *
  * no_new_privs, Landlock and seccomp are not here: the monitor sees to them itself, after `execve`, for an SELinux
  * transition under no_new_privs needs a rule of its own and the filter would have to allow `execve`.
  */
 export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescriptors): Plan {
+  const { console, cgroup, devices, numbers } = monitor;
+  const inputs = numbers.inputs.slice(0, monitor.inputs).map((number, i) => [inputName(i), number] as const);
+  return jailedPlan(jail, caller, {
+    given: [
+      'kvm',
+      'guest',
+      ...inputs.map(([name]) => name),
+      ...devices.filter(({ isGiven }) => isGiven).map(({ name }) => name),
+    ],
+    cgroup,
+    sockets: console
+      ? [
+          steps.socketPair('stream', 'consoleOut', 'ourConsoleOut'),
+          steps.socketPair('stream', 'consoleIn', 'ourConsoleIn'),
+        ]
+      : [],
+    root: [],
+    limits: monitorLimits(monitor.fileSize),
+    numbers: {
+      control: numbers.control,
+      kvm: numbers.kvm,
+      guest: numbers.guest,
+      ...(console && { consoleOut: numbers.consoleOut, consoleIn: numbers.consoleIn }),
+      ...Object.fromEntries(inputs),
+      ...Object.fromEntries(devices.map(({ name }, index) => [name, numbers.devices + index])),
+    },
+    lease: numbers.lease,
+    exec: steps.exec(monitorPath, ['casemate-vmm']),
+  });
+}
+
+/** The layers that a jailed program of ours puts on itself once it runs. */
+export const ownLayers = ['noNewPrivs', 'landlock', 'seccomp'] as const satisfies readonly LayerName[];
+
+/**
+ * The plan that launches a small static program into the same jail, but for its root, which is the folder that it lies
+ * in: alone in there, and read-only. A launch of it starts from the host's mounts, and makes what a monitor finds
+ * prepared: programs that run once need no namespace that waits for them.
+ */
+export function programPlan(jail: Jail, caller: Caller, program: JailedProgram): Plan {
+  const { folder, name, given, numbers, lease, limits } = program;
+  const isInside = jail.layers.mountNamespace === 'required';
+  const layers = ownLayers.filter((layer) => jail.layers[layer] === 'required');
+  return jailedPlan({ ...jail, networkNamespaceFd: undefined }, caller, {
+    given,
+    // What it makes outlives it, and may be shared: it counts as Node's.
+    cgroup: false,
+    sockets: [],
+    root: isInside
+      ? [
+          // Before anything is mounted: as a copy of the host's mounts they may share what happens to them.
+          steps.mount({ target: '/', flags: mountFlags.private | mountFlags.recursive }),
+          steps.mount({ source: folder, target: folder, flags: mountFlags.bind }),
+          // Not nosuid: that would forbid the SELinux transition at execve.
+          steps.mountSetattr({ target: folder, set: mountAttributes.readOnly | mountAttributes.noDevices }),
+          steps.pivotRoot(folder),
+        ]
+      : [],
+    limits,
+    numbers,
+    lease,
+    exec: steps.exec(isInside ? `/${name}` : `${folder}/${name}`, [name, ...layers]),
+  });
+}
+
+/** MS_* of mount(2) and MOUNT_ATTR_* of mount_setattr(2). */
+const mountFlags = { bind: 0x1000, recursive: 0x4000, private: 0x4_0000 } as const;
+const mountAttributes = { readOnly: 0x1, noDevices: 0x4 } as const;
+
+/** A program of {@link programPlan}. It finds a control socket, and speaks as a monitor does until it is let run. */
+export interface JailedProgram {
+  /** It lies there by itself. */
+  readonly folder: string;
+  readonly name: string;
+  /** Descriptors that come with a launch, besides `'null'`. */
+  readonly given: readonly string[];
+  /** What they become, and the `control` socket. */
+  readonly numbers: Readonly<Record<string, number>>;
+  /** The number of the lease of its user id, which lasts as long as it. */
+  readonly lease: number;
+  readonly limits: Limits;
+}
+
+type Limits = readonly (readonly [RlimitResource, number])[];
+
+interface Program extends Pick<JailedProgram, 'given' | 'numbers' | 'lease' | 'limits'> {
+  /** Sockets besides the control socket. */
+  readonly sockets: readonly Step[];
+  readonly cgroup: boolean;
+  /** What makes its root, while there are rights for that. */
+  readonly root: readonly Step[];
+  readonly exec: Step;
+}
+
+/**
+ * What launches any program of ours: what needs rights first, the user namespace after everything that it must not own,
+ * capabilities last.
+ */
+function jailedPlan(jail: Jail, caller: Caller, program: Program): Plan {
   const on = (layer: LayerName) => jail.layers[layer] === 'required';
   const ownUserId = on('userNamespace') && !caller.rootless;
-  const inputs = monitor.numbers.inputs.slice(0, monitor.inputs).map((number, i) => [inputName(i), number] as const);
-  const given = ['null', 'kvm', 'guest', ...inputs.map(([name]) => name)];
-  for (const { name, isGiven } of monitor.devices) if (isGiven) given.push(name);
+  const given = ['null', ...program.given];
   if (jail.networkNamespaceFd !== undefined) given.push('networkNamespace');
-  if (monitor.cgroup) given.push('cgroup');
+  if (program.cgroup) given.push('cgroup');
 
   const list: Step[] = [];
   if (jail.selinuxContext !== undefined) {
@@ -223,34 +319,24 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
     // Else the monitor could not use sockets that Node made: its categories are its own.
     list.push(steps.socketLabel(jail.selinuxContext));
   }
-  list.push(steps.socketPair('seqpacket', 'control', 'ourControl'));
-  if (monitor.console) {
-    list.push(steps.socketPair('stream', 'consoleOut', 'ourConsoleOut'));
-    list.push(steps.socketPair('stream', 'consoleIn', 'ourConsoleIn'));
-  }
+  list.push(steps.socketPair('seqpacket', 'control', 'ourControl'), ...program.sockets);
   if (on('userNamespace')) list.push(steps.pooled('user', 'user', ownUserId ? 'lease' : undefined));
   if (on('networkNamespace') && jail.networkNamespaceFd === undefined) {
     list.push(steps.pooled('net', 'networkNamespace'));
   }
 
   if (on('networkNamespace')) list.push(steps.setns('networkNamespace', 'net'));
+  list.push(...program.root);
   if (on('utsNamespace')) list.push(steps.hostname(jail.hostname), steps.domainname(''));
-  if (on('rlimits'))
-    list.push(...monitorLimits(monitor.fileSize).map(([resource, limit]) => steps.rlimit(resource, limit)));
+  if (on('rlimits')) list.push(...program.limits.map(([resource, limit]) => steps.rlimit(resource, limit)));
   list.push(steps.session());
   if (on('keyring')) list.push(steps.keyring());
   if (on('coreScheduling')) list.push(steps.coreScheduling());
-  const { numbers } = monitor;
   list.push(
     steps.descriptors({
       null: [0, 1, 2],
-      control: numbers.control,
-      kvm: numbers.kvm,
-      guest: numbers.guest,
-      ...(monitor.console && { consoleOut: numbers.consoleOut, consoleIn: numbers.consoleIn }),
-      ...Object.fromEntries(inputs),
-      ...(ownUserId && { lease: numbers.lease }),
-      ...Object.fromEntries(monitor.devices.map(({ name }, index) => [name, numbers.devices + index])),
+      ...program.numbers,
+      ...(ownUserId && { lease: program.lease }),
     }),
     steps.chdir('/'),
     steps.checkCwd(),
@@ -261,7 +347,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
   if (on('capabilities')) {
     list.push(steps.securebits(lockedSecurebits), steps.dropBounding(), steps.capabilities());
   }
-  list.push(steps.exec(monitorPath, ['casemate-vmm']));
+  list.push(program.exec);
 
   const check: Check[] = [];
   if (on('userNamespace')) check.push('ids');
@@ -272,7 +358,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
   return {
     clone: cloneLayers.filter(([layer]) => on(layer)).map(([, kind]) => kind),
     descriptors: given,
-    cgroup: monitor.cgroup ? 'cgroup' : undefined,
+    cgroup: program.cgroup ? 'cgroup' : undefined,
     steps: list,
     check,
   };

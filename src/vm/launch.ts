@@ -28,8 +28,9 @@ import { describeExit, type VmExit } from './exit.js';
 import { builtInGuest, LaunchFiles } from './files.js';
 import { kvmDevice, vcpuFacts } from './kvm-device.js';
 import { killedForMemory } from './limits.js';
-import { type LaunchOptions, type ParsedOptions, parseOptions } from './options.js';
+import { type FileSource, type LaunchOptions, type ParsedOptions, parseOptions } from './options.js';
 import { timeline } from './timeline.js';
+import { unpackedKernel } from './unpack.js';
 import { Vm } from './vm.js';
 import { bare, decodeEvent, encodeConfiguration, encodeDevices, type MonitorEvent, wire } from './wire.js';
 
@@ -71,7 +72,7 @@ export async function launch(options: LaunchOptions = {}): Promise<Vm> {
 
 async function launchParsed(id: string, options: ParsedOptions, t0: bigint): Promise<Vm> {
   checkLayers(options.jail);
-  const begun = beginLaunch(options);
+  const begun = beginLaunch(options, isLinux(options) ? await kernelOf(options) : undefined);
   // All that Node has to do for a launch, while the launcher is at work: later it would be in the monitor's way.
   const vm = takeOver(id, options, begun, t0);
   const stamps = await vm.started;
@@ -92,7 +93,8 @@ interface Begun {
   readonly fileSize: number;
 }
 
-function beginLaunch(options: ParsedOptions): Begun {
+/** @param kernel - what was unpacked of `options.guest`. */
+function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Begun {
   const files = new LaunchFiles();
   const cgroup = options.limits && limitedCgroup(options.limits);
   const names = isLinux(options) ? linuxNames : bareMetalNames;
@@ -118,7 +120,7 @@ function beginLaunch(options: ParsedOptions): Begun {
       ...devices,
       null: devNull(),
       kvm,
-      guest: options.guest === undefined ? builtInGuest() : files.open(names.guest, options.guest),
+      guest: kernel ?? (options.guest === undefined ? builtInGuest() : files.open(names.guest, options.guest)),
       networkNamespace: options.jail.networkNamespaceFd,
       cgroup: cgroup?.handle.fd ?? options.jail.cgroupFd,
     };
@@ -163,6 +165,15 @@ const linuxNames = {
 const bornInCgroup = ({ limits, jail }: ParsedOptions): boolean => limits !== undefined || jail.cgroupFd !== undefined;
 
 const isLinux = ({ format }: ParsedOptions): boolean => format === 'linux' || format === 'pvh';
+
+/** The kernel in a bzImage. A launch that is aborted does not wait for it; others may. */
+function kernelOf({ guest, jail, signal }: ParsedOptions): Promise<NativeFile | undefined> {
+  const kernel = unpackedKernel(guest as FileSource, jail);
+  return new Promise((resolve, reject) => {
+    const unlisten = onAbort(signal, () => reject(abortError(signal as AbortSignal)));
+    kernel.then(resolve, reject).finally(unlisten);
+  });
+}
 
 /** The VM to be of a launch under way, with everything that can end it. */
 function takeOver(id: string, options: ParsedOptions, { plan, launching, limits, fileSize }: Begun, t0: bigint): Vm {
@@ -276,9 +287,7 @@ function failureError(options: ParsedOptions, event: Extract<MonitorEvent, { typ
   if (image !== undefined && isLinux(options)) {
     return new CasemateError('ERR_CASEMATE_GUEST_IMAGE', `The kernel cannot be loaded: ${image}`, {
       step: 'options.kernel',
-      remedy:
-        "Pass the vmlinux of an x86-64 kernel (the kernel's scripts/extract-vmlinux takes it out of a bzImage), and " +
-        'memory for all of it in options.memoryMib.',
+      remedy: 'Pass the bzImage or the vmlinux of an x86-64 kernel, and memory for all of it in options.memoryMib.',
     });
   }
   if (image !== undefined) {
@@ -400,6 +409,7 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   if (parsed.limits !== undefined) checkLimits(parsed.limits);
   if (descriptorsOf(parsed.devices).length === 0) planFor(parsed, 0);
   devNull();
+  if (isLinux(parsed)) await kernelOf(parsed);
   if (parsed.guest === undefined) builtInGuest();
   await poolsFilled();
 }

@@ -16,7 +16,8 @@ export interface LaunchOptions {
    */
   guest?: FileSource;
   /**
-   * Instead of `guest`: an uncompressed Linux kernel, the `vmlinux` of an x86-64 one. It has one vCPU, and finds a serial
+   * Instead of `guest`: a Linux kernel for x86-64, a bzImage as distributions install it or the `vmlinux` in that. A
+   * bzImage is unpacked once for all launches of this process, in a jail; {@link warmUp} does it ahead. It finds a serial
    * port, which is {@link Vm.console}, and hardware-reduced ACPI.
    */
   kernel?: FileSource;

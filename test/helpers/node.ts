@@ -53,6 +53,13 @@ export function packageWithMonitor(program: string): string {
   return copy;
 }
 
+/** A copy of the built library without one of its built files. */
+export function packageWithout(file: string): string {
+  const copy = packageCopy();
+  for (const folder of builtFolders) rmSync(join(copy, folder, file), { force: true });
+  return copy;
+}
+
 /** What every script finds: `tell(value)` is what it has to say. */
 const prelude = `
   const tell = (value) => console.log(JSON.stringify(value, (_, item) => (typeof item === 'bigint' ? String(item) : item)));

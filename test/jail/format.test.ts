@@ -10,6 +10,7 @@ import {
   rlimitResources,
   type Step,
 } from '#lib/jail/steps.js';
+import { unpackFormat } from '#lib/vm/unpack.js';
 import {
   bare,
   decodeEvent,
@@ -916,4 +917,22 @@ withLauncher('a plan with an endless string, or a slot that is not what the step
   t.deepEqual(told.taken, []);
   t.true(told.refused > 40);
   t.is(told.refused, told.plans);
+});
+
+withCompiler('what casemate-unpack finds and says is what native/unpack/abi.h has', (t) => {
+  const { descriptors, statuses, maxSize } = unpackFormat;
+  t.deepEqual<object, object>(descriptors, constants({ image: 'IMAGE', output: 'OUTPUT' }, 'CASEMATE_UNPACK_FD_'));
+  const names = {
+    done: 'DONE',
+    system: 'SYSTEM',
+    noMemory: 'NO_MEMORY',
+    notBzImage: 'NOT_BZIMAGE',
+    truncated: 'TRUNCATED',
+    unknown: 'UNKNOWN',
+    damaged: 'DAMAGED',
+    tooBig: 'TOO_BIG',
+    notElf: 'NOT_ELF',
+  };
+  t.deepEqual<object, object>(statuses, constants(names, 'CASEMATE_UNPACK_'));
+  t.is<number, number>(maxSize, c('CASEMATE_UNPACK_MAX_SIZE'));
 });

@@ -1,6 +1,7 @@
 // Prints the constants, sizes and offsets of the formats that TypeScript writes and
 // reads, as JSON. The compiler is the judge of what the headers say.
 #include "jail/plan.h"
+#include "unpack/abi.h"
 #include "vmm/wire.h"
 
 #include <cstddef>
@@ -367,5 +368,18 @@ int main() {
   OFFSET(casemate_device_error, device);
   OFFSET(casemate_device_error, operation);
   OFFSET(casemate_device_error, error);
+
+  CONSTANT(CASEMATE_UNPACK_FD_IMAGE);
+  CONSTANT(CASEMATE_UNPACK_FD_OUTPUT);
+  CONSTANT(CASEMATE_UNPACK_DONE);
+  CONSTANT(CASEMATE_UNPACK_SYSTEM);
+  CONSTANT(CASEMATE_UNPACK_NO_MEMORY);
+  CONSTANT(CASEMATE_UNPACK_NOT_BZIMAGE);
+  CONSTANT(CASEMATE_UNPACK_TRUNCATED);
+  CONSTANT(CASEMATE_UNPACK_UNKNOWN);
+  CONSTANT(CASEMATE_UNPACK_DAMAGED);
+  CONSTANT(CASEMATE_UNPACK_TOO_BIG);
+  CONSTANT(CASEMATE_UNPACK_NOT_ELF);
+  CONSTANT(CASEMATE_UNPACK_MAX_SIZE);
   std::puts("}");
 }

@@ -9,12 +9,14 @@ import { run } from '../helpers/vm.js';
 const test = requires('kvm', 'kernels').serial;
 
 for (const kernel of testKernels) {
-  for (const bootProtocol of ['linux', 'pvh'] as const) {
-    test(`${kernel.name} boots by the protocol '${bootProtocol}' to its init, and powers off`, async (t) => {
-      const { output, exit } = await run(linux('uname -r', { on: kernel, bootProtocol }));
-      t.true(output.split(/\r?\n/).includes(kernel.version), output);
-      t.deepEqual(exit, { reason: 'poweroff' });
-    });
+  for (const form of ['vmlinuz', 'vmlinux'] as const) {
+    for (const bootProtocol of ['linux', 'pvh'] as const) {
+      test(`${kernel.name}, ${form}, boots by '${bootProtocol}' to its init, and powers off`, async (t) => {
+        const { output, exit } = await run(linux('uname -r', { on: kernel, kernel: kernel[form], bootProtocol }));
+        t.true(output.split(/\r?\n/).includes(kernel.version), output);
+        t.deepEqual(exit, { reason: 'poweroff' });
+      });
+    }
   }
 }
 

@@ -233,11 +233,7 @@ test('a kernel that touches no device in its time is an error', async (t) => {
   t.regex(error.message, /access to a device/);
 });
 
-const bzImage = Buffer.alloc(4096);
-bzImage.write('HdrS', 0x202);
-
 const unloadable: readonly (readonly [title: string, why: RegExp, options: LaunchOptions])[] = [
-  ['a bzImage', /bzImage.*vmlinux/, { kernel: bzImage }],
   ['what is no ELF file', /64-bit/, { kernel: Buffer.alloc(4096, 'x') }],
   ['a kernel cut short', /shorter/, { kernel: kernel(loop).subarray(0, -1) }],
   ['a kernel that does not fit', /outside the memory/, { kernel: kernel(loop), memoryMib: 16 }],
