@@ -8,6 +8,7 @@
 #include "vmm/signals.hpp"
 
 #include <linux/fcntl.h>
+#include <linux/fs.h>
 #include <linux/mman.h>
 #include <linux/poll.h>
 #include <linux/prctl.h>
@@ -57,12 +58,22 @@ constexpr std::uint32_t vcpu_ioctls[] = {KVM_RUN, KVM_SIGNAL_MSI, KVM_KVMCLOCK_C
                                          KVM_GET_SREGS};
 constexpr std::uint32_t loop_ioctls[] = {KVM_SIGNAL_MSI};
 constexpr auto linux_setup_ioctls = [] {
-  std::array<std::uint32_t, std::size(setup_ioctls) + 4> all{KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL,
-                                                             CASEMATE_KVM_SET_MSRS, KVM_IOEVENTFD};
-  std::ranges::copy(setup_ioctls, all.begin() + 4);
+  std::array<std::uint32_t, std::size(setup_ioctls) + 7> all{
+      KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL, CASEMATE_KVM_SET_MSRS, KVM_IOEVENTFD, BLKGETSIZE64,
+      BLKSSZGET,      BLKPBSZGET};
+  std::ranges::copy(setup_ioctls, all.begin() + 7);
   return all;
 }();
 constexpr std::uint32_t wake[] = {wake_descriptor};
+constexpr std::uint32_t disks[] = {disk_descriptor};
+constexpr std::uint32_t told[] = {wake_descriptor, disk_descriptor};
+constexpr auto device_files = [] {
+  std::array<std::uint32_t, CASEMATE_MAX_DEVICE_DESCRIPTORS> all{};
+  for (std::uint32_t i = 0; i < all.size(); ++i) {
+    all[i] = CASEMATE_FD_DEVICES + i;
+  }
+  return all;
+}();
 constexpr std::uint32_t stack_pages[] = {PROT_READ | PROT_WRITE, PROT_NONE};
 constexpr std::uint32_t interrupting[] = {SIGIO};
 
@@ -99,13 +110,16 @@ constexpr auto guest_rules = [] {
 /// The main thread of a Linux guest, while the VM is created; its vCPUs' threads are born
 /// with it.
 constexpr auto linux_setup_rules = [] {
-  return with_common(Rule{__NR_pread64, 0, linux_files}, Rule{__NR_ioctl, 1, linux_setup_ioctls},
-                     Rule{__NR_mmap, 2, stack_pages}, Rule{__NR_munmap}, Rule{__NR_close},
-                     Rule{__NR_seccomp}, Rule{__NR_clone3}, Rule{__NR_getpid},
-                     Rule{__NR_epoll_create1}, Rule{__NR_eventfd2}, Rule{__NR_dup3, 1, wake},
-                     Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting}, Rule{__NR_epoll_ctl},
-                     Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, wake},
-                     Rule{__NR_madvise, 2, linux_page_advice});
+  return with_common(
+      Rule{__NR_pread64, 0, linux_files}, Rule{__NR_ioctl, 1, linux_setup_ioctls},
+      Rule{__NR_mmap, 2, stack_pages}, Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp},
+      Rule{__NR_clone3}, Rule{__NR_getpid}, Rule{__NR_epoll_create1}, Rule{__NR_eventfd2},
+      Rule{__NR_dup3, 1, told}, Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting},
+      Rule{__NR_epoll_ctl}, Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, told},
+      Rule{__NR_madvise, 2, linux_page_advice}, Rule{__NR_fstat}, Rule{__NR_io_uring_setup},
+      Rule{__NR_io_uring_register}, Rule{__NR_io_uring_enter, 0, disks},
+      Rule{__NR_preadv2, 0, device_files}, Rule{__NR_pwritev2, 0, device_files},
+      Rule{__NR_fdatasync, 0, device_files}, Rule{__NR_fallocate, 0, device_files});
 };
 
 /// The main thread from before the kernel is read until the end: the event loop.
@@ -113,7 +127,24 @@ constexpr auto linux_loop_rules = [] {
   return with_common(Rule{__NR_pread64, 0, linux_files}, Rule{__NR_ioctl, 1, loop_ioctls},
                      Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting}, Rule{__NR_epoll_ctl},
                      Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, wake},
-                     Rule{__NR_madvise, 2, linux_page_advice});
+                     Rule{__NR_io_uring_enter, 0, disks}, Rule{__NR_madvise, 2, linux_page_advice});
+};
+
+/// A thread that reads and writes disks, where there is no io_uring.
+constexpr auto linux_disk_rules = [] {
+  return std::array{
+      Rule{__NR_preadv2, 0, device_files},
+      Rule{__NR_pwritev2, 0, device_files},
+      Rule{__NR_fdatasync, 0, device_files},
+      Rule{__NR_fallocate, 0, device_files},
+      Rule{__NR_futex},
+      Rule{__NR_write, 0, disks},
+      Rule{__NR_rt_sigreturn},
+      Rule{__NR_sendto, 0, control},
+      Rule{__NR_recvfrom, 0, control},
+      Rule{__NR_shutdown, 0, control},
+      Rule{__NR_exit_group},
+  };
 };
 
 /// A vCPU's thread. Of the socket it has what a refused call is reported with, and no more.
@@ -135,6 +166,7 @@ constexpr auto setup_filter = jail::seccomp::assemble<setup_rules, refused>();
 constexpr auto guest_filter = jail::seccomp::assemble<guest_rules, refused>();
 constexpr auto linux_setup_filter = jail::seccomp::assemble<linux_setup_rules, refused>();
 constexpr auto linux_loop_filter = jail::seccomp::assemble<linux_loop_rules, refused>();
+constexpr auto linux_disk_filter = jail::seccomp::assemble<linux_disk_rules, refused>();
 constexpr auto linux_vcpu_filter = jail::seccomp::assemble<linux_vcpu_rules, refused>();
 
 sys::SysError install(const Configuration& configuration, std::span<const sock_filter> filter) {
@@ -188,6 +220,8 @@ sys::SysError confine_guest(const Configuration& configuration) {
   return configuration.is_linux() ? install(configuration, linux_loop_filter)
                                   : install(configuration, guest_filter);
 }
+
+sys::SysError confine_disk_thread() { return jail::seccomp::install(linux_disk_filter); }
 
 sys::SysError confine_vcpu() { return jail::seccomp::install(linux_vcpu_filter); }
 

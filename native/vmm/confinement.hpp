@@ -11,6 +11,10 @@ namespace casemate::vmm {
 /// which nobody needs, for a filter can only name a number that is known before.
 inline constexpr int wake_descriptor = 0;
 
+/// Likewise what disks are read and written by: an io_uring, or the eventfd of the threads
+/// that do that.
+inline constexpr int disk_descriptor = 1;
+
 /// PDEATHSIG, no_new_privs, Landlock.
 sys::SysError confine_process(const Configuration& configuration);
 
@@ -19,6 +23,9 @@ sys::SysError confine_setup(const Configuration& configuration);
 
 /// seccomp for reading the guest's image and running it.
 sys::SysError confine_guest(const Configuration& configuration);
+
+/// seccomp of a thread that reads and writes disks, likewise.
+sys::SysError confine_disk_thread();
 
 /// seccomp of a Linux guest's vCPU, by its own thread, which has that of the set-up already.
 sys::SysError confine_vcpu();

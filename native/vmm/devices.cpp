@@ -1,14 +1,20 @@
 #include "vmm/devices.hpp"
 
+#include "machine/virtio/block.hpp"
 #include "machine/virtio/rng.hpp"
 #include "sys/eventfd.hpp"
+#include "vmm/confinement.hpp"
 #include "vmm/control.hpp"
 
 #include <asm/errno.h>
+#include <asm/stat.h>
 #include <linux/eventpoll.h>
+#include <linux/fcntl.h>
+#include <linux/fs.h>
 #include <linux/kvm.h>
 #include <linux/mman.h>
 
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -26,6 +32,10 @@ static_assert(CASEMATE_DEVICE_BLOCK == static_cast<int>(DeviceType::Block));
 sys::SysError Devices::create(const Configuration& configuration, const kvm::VirtualMachine& vm,
                               const machine::GuestMemory& memory, sys::EventLoop& loop,
                               machine::Board& board) {
+  is_confined_ = configuration.has(CASEMATE_CONFIGURE_SECCOMP);
+  if (auto error = open_engine(configuration, loop)) {
+    return error;
+  }
   int descriptor = CASEMATE_FD_DEVICES;
   for (std::uint32_t i = 0; i < configuration.devices.size(); ++i) {
     Slot& slot = slots_[i];
@@ -56,9 +66,100 @@ sys::SysError Devices::make(Slot& slot, Arguments&&... arguments) {
   return {};
 }
 
+/// Where there are disks: what serves all of them.
+sys::SysError Devices::open_engine(const Configuration& configuration, sys::EventLoop& loop) {
+  std::array<int, CASEMATE_MAX_DEVICES> files{};
+  std::size_t count = 0;
+  int descriptor = CASEMATE_FD_DEVICES;
+  for (const casemate_device& device : configuration.devices) {
+    if (device.type == CASEMATE_DEVICE_BLOCK) {
+      files[count++] = descriptor;
+    }
+    descriptor += static_cast<int>(device.descriptors);
+  }
+  if (count == 0) {
+    return {};
+  }
+  if (auto error = engine_.open(std::span(files).first(count))) {
+    return error;
+  }
+  const long moved = sys::call(__NR_dup3, engine_.descriptor(), disk_descriptor, O_CLOEXEC);
+  if (moved < 0) {
+    return sys::check("dup3", moved);
+  }
+  engine_.replace_descriptor(sys::Fd(disk_descriptor));
+  engine_source_ = {on_disk, this};
+  if (auto error = loop.add(engine_source_, engine_.descriptor(), EPOLLIN)) {
+    return error;
+  }
+  return engine_.needs_threads() ? start_disk_threads() : sys::SysError{};
+}
+
+sys::SysError Devices::start_disk_threads() {
+  constexpr std::uint32_t threads = 4;
+  auto stacks = Stacks::map(threads);
+  if (!stacks) {
+    return stacks.error();
+  }
+  stacks_ = std::move(stacks).value();
+  for (std::uint32_t i = 0; i < threads; ++i) {
+    const long id = stacks_.start(i, serve_disks, this);
+    if (id < 0) {
+      return sys::check("clone3", id);
+    }
+  }
+  return {};
+}
+
+void Devices::serve_disks(void* devices) {
+  auto& self = *static_cast<Devices*>(devices);
+  if (self.is_confined_ && confine_disk_thread()) {
+    exit_process(1);
+  }
+  self.engine_.serve();
+  exit_process(1); // nobody stops it
+}
+
+void Devices::on_disk(void* devices, std::uint32_t /* events */) {
+  static_cast<Devices*>(devices)->engine_.finish();
+}
+
+/// fstat(2), ioctl(2). What the file is has been checked.
+sys::SysError Devices::make_block(Slot& slot, const casemate_device& configuration,
+                                  int descriptor) {
+  machine::virtio::BlockOptions options;
+  options.file = disk_count_++;
+  options.is_read_only = (configuration.flags & CASEMATE_BLOCK_READ_ONLY) != 0;
+  const auto& parameters = configuration.parameters;
+  std::memcpy(options.serial.data(), &parameters[CASEMATE_BLOCK_SERIAL], options.serial.size());
+  const auto* limit = &parameters[CASEMATE_BLOCK_LIMIT];
+  options.limit = {limit[0], limit[1], limit[2], limit[3]};
+  struct stat status {};
+  if (auto error = sys::check("fstat", sys::call(__NR_fstat, descriptor, &status))) {
+    return error;
+  }
+  constexpr unsigned kind_mask = 0170000;
+  constexpr unsigned block_device = 0060000;
+  std::uint32_t logical = machine::virtio::Block::sector_size;
+  auto physical = static_cast<std::uint32_t>(status.st_blksize);
+  options.size = static_cast<std::uint64_t>(status.st_size);
+  if ((status.st_mode & kind_mask) == block_device) {
+    if (auto error = sys::check("ioctl(BLKGETSIZE64)",
+                                sys::call(__NR_ioctl, descriptor, BLKGETSIZE64, &options.size))) {
+      return error;
+    }
+    sys::call(__NR_ioctl, descriptor, BLKSSZGET, &logical);
+    sys::call(__NR_ioctl, descriptor, BLKPBSZGET, &physical);
+  }
+  options.set_block_sizes(logical, physical);
+  return make<machine::virtio::Block>(slot, options, engine_);
+}
+
 sys::SysError Devices::make_device(Slot& slot, const casemate_device& configuration,
-                                   int /* descriptor */) {
+                                   int descriptor) {
   switch (configuration.type) {
+  case CASEMATE_DEVICE_BLOCK:
+    return make_block(slot, configuration, descriptor);
   case CASEMATE_DEVICE_RNG:
     return make<machine::virtio::Rng>(slot);
   default:

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kvm/vm.hpp"
+#include "machine/block_engine.hpp"
 #include "machine/board.hpp"
 #include "machine/guest_memory.hpp"
 #include "machine/virtio/transport.hpp"
@@ -10,6 +11,7 @@
 #include "sys/fd.hpp"
 #include "sys/mapping.hpp"
 #include "vmm/configuration.hpp"
+#include "vmm/threads.hpp"
 
 #include <array>
 #include <cstdint>
@@ -46,12 +48,22 @@ private:
 
   template <typename Device, typename... Arguments>
   sys::SysError make(Slot& slot, Arguments&&... arguments);
+  sys::SysError open_engine(const Configuration& configuration, sys::EventLoop& loop);
+  sys::SysError start_disk_threads();
+  [[noreturn]] static void serve_disks(void* devices);
+  static void on_disk(void* devices, std::uint32_t events);
+  sys::SysError make_block(Slot& slot, const casemate_device& configuration, int descriptor);
   sys::SysError make_device(Slot& slot, const casemate_device& configuration, int descriptor);
   sys::SysError connect(std::uint32_t index, const kvm::VirtualMachine& vm, sys::EventLoop& loop);
   static void on_kick(void* kick, std::uint32_t events);
   static void report(void* devices, const machine::virtio::Device& device, std::uint32_t operation,
                      int error);
 
+  machine::BlockEngine engine_;
+  sys::EventLoop::Source engine_source_;
+  std::uint32_t disk_count_ = 0;
+  bool is_confined_ = false;
+  Stacks stacks_;
   std::array<Slot, CASEMATE_MAX_DEVICES> slots_;
 };
 

@@ -1,23 +1,15 @@
 #include "vmm/vcpu_threads.hpp"
 
 #include "machine/cpuid.hpp"
-#include "sys/clone.hpp"
 #include "vmm/confinement.hpp"
 
 #include <asm/errno.h>
-#include <linux/sched.h>
-
 #include <csignal>
 #include <span>
 
 namespace casemate::vmm {
 
 namespace {
-
-/// What the deepest path of an exit takes, many times over.
-constexpr std::size_t stack_size = 32 * 1024;
-/// Below each stack: one that grows too far faults.
-constexpr std::size_t guard_size = 4096;
 
 /// What firmware would have set: memory is cached (or a guest may take it for a device's),
 /// and string instructions are fast.
@@ -35,26 +27,6 @@ sys::SysError set_msrs(const kvm::Vcpu& vcpu) {
   return static_cast<std::uint32_t>(count.value()) == msrs->nmsrs
              ? sys::SysError{}
              : sys::SysError{"ioctl(KVM_SET_MSRS)", EINVAL};
-}
-
-/// Stacks, one above the other, each behind its guard.
-sys::Result<sys::Mapping> map_stacks(std::uint32_t count) {
-  constexpr int map_fixed = 0x10;
-  constexpr std::size_t slot = guard_size + stack_size;
-  auto all =
-      sys::Mapping::map(count * slot, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
-  if (!all) {
-    return all;
-  }
-  for (std::uint32_t i = 0; i < count; ++i) {
-    const long result =
-        sys::call(__NR_mmap, all.value().data() + i * slot + guard_size, stack_size,
-                  PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | map_fixed, -1, 0);
-    if (result < 0 && result > -4096) {
-      return sys::check("mmap", result);
-    }
-  }
-  return all;
 }
 
 } // namespace
@@ -84,19 +56,13 @@ sys::SysError VcpuThreads::start(const Configuration& configuration, const Handl
   handlers_ = handlers;
   is_confined_ = configuration.has(CASEMATE_CONFIGURE_SECCOMP);
   process_ = sys::call(__NR_getpid);
-  auto stacks = map_stacks(count_);
+  auto stacks = Stacks::map(count_);
   if (!stacks) {
     return stacks.error();
   }
   stacks_ = std::move(stacks).value();
   for (std::uint32_t i = 0; i < count_; ++i) {
-    sys::CloneArguments arguments;
-    arguments.flags =
-        CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
-    arguments.stack = reinterpret_cast<std::uintptr_t>(stacks_.data()) +
-                      i * (guard_size + stack_size) + guard_size;
-    arguments.stack_size = stack_size;
-    threads_[i].id = sys::clone3(arguments, enter, &threads_[i]);
+    threads_[i].id = stacks_.start(i, enter, &threads_[i]);
     if (threads_[i].id < 0) {
       return sys::check("clone3", threads_[i].id);
     }

@@ -6,8 +6,8 @@
 
 #include "kvm/vm.hpp"
 #include "sys/futex.hpp"
-#include "sys/mapping.hpp"
 #include "vmm/configuration.hpp"
+#include "vmm/threads.hpp"
 
 #include <array>
 #include <cstdint>
@@ -72,7 +72,7 @@ private:
   bool is_stopping_ = true;
   bool is_confined_ = false;
   sys::SysError error_{}; // of a thread that could not be confined
-  sys::Mapping stacks_;
+  Stacks stacks_;
 };
 
 } // namespace casemate::vmm

@@ -39,6 +39,7 @@ export interface RunOptions {
   /** Paths of a Linux kernel, `'auto'` for the host's, and its initrds, and its command line. */
   readonly kernel?: string;
   readonly initrd?: readonly string[];
+  readonly disks?: readonly { readonly path: string; readonly readOnly?: true }[];
   readonly cmdline?: string;
   /** The guest's own arguments. */
   readonly args: readonly string[];
@@ -76,6 +77,7 @@ const RUN_OPTIONS = {
   ...HELP,
   kernel: { type: 'string', short: 'k' },
   initrd: { type: 'string', multiple: true },
+  disk: { type: 'string', multiple: true },
   cmdline: { type: 'string' },
   memory: { type: 'string', short: 'm' },
   vcpus: { type: 'string' },
@@ -159,6 +161,12 @@ function parseImage(argv: readonly string[]): Command {
   };
 }
 
+/** `PATH` or `PATH,ro`. */
+function diskOf(text: string): { path: string; readOnly?: true } {
+  const [, path] = /^(.*),ro$/s.exec(text) ?? [];
+  return path === undefined ? { path: text } : { path, readOnly: true };
+}
+
 function parseRun(argv: readonly string[]): Command {
   const { values, rest } = parse('run', argv, RUN_OPTIONS);
   if (values.help) return { name: 'help', topic: 'run' };
@@ -175,6 +183,7 @@ function parseRun(argv: readonly string[]): Command {
     ...(guest !== undefined && { guest }),
     ...(values.kernel !== undefined && { kernel: values.kernel }),
     ...(values.initrd !== undefined && { initrd: values.initrd }),
+    ...(values.disk !== undefined && { disks: values.disk.map(diskOf) }),
     ...(values.cmdline !== undefined && { cmdline: values.cmdline }),
     ...(values.memory !== undefined && { memoryMib: wholeNumber('run', '--memory', values.memory) }),
     ...(values.vcpus !== undefined && { vcpus: wholeNumber('run', '--vcpus', values.vcpus) }),

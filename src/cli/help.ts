@@ -36,6 +36,8 @@ With --kernel the guest is a Linux: its serial console is what is typed and prin
 Options:
   -k, --kernel FILE  a Linux kernel (bzImage or vmlinux) instead of a guest; "auto" is the one that this host runs
       --initrd FILE  its initial RAM file system; several are unpacked one over the other
+      --disk PATH[,ro]
+                     a disk of it, a file or a block device; the first is /dev/vda, and so on
       --cmdline TEXT its whole command line (default: console=ttyS0 quiet panic=-1 pci=off)
   -m, --memory MIB   memory of the VM in MiB, an even number (default: 16, with --kernel 256)
       --vcpus N      vCPUs of a Linux (default: 1)

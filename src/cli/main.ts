@@ -53,6 +53,7 @@ const SPELLINGS: Readonly<Record<string, string>> = {
   'options.kernel': '--kernel',
   'options.initrd': '--initrd',
   'options.cmdline': '--cmdline',
+  'options.disks': '--disk',
   'options.memoryMib': '--memory',
   'options.limits.memoryMib': '--memory-limit',
   'options.limits.cpus': '--cpus',

@@ -42,7 +42,7 @@ async function runGuest(options: RunOptions, signal: AbortSignal): Promise<numbe
 }
 
 function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions {
-  const { guest, kernel, initrd, cmdline, args, memoryMib, vcpus, limits, cpl, input, timeoutMs } = options;
+  const { guest, kernel, initrd, disks, cmdline, args, memoryMib, vcpus, limits, cpl, input, timeoutMs } = options;
   return {
     ...(kernel === undefined && { args: [...args] }),
     signal,
@@ -50,6 +50,7 @@ function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions 
     ...(guest !== undefined && { guest, name: basename(guest) }),
     ...(kernel !== undefined && { kernel: kernel === 'auto' ? hostKernel() : kernel }),
     ...(initrd !== undefined && { initrd }),
+    ...(disks !== undefined && { disks }),
     ...(cmdline !== undefined && { cmdline }),
     ...(memoryMib !== undefined && { memoryMib }),
     ...(vcpus !== undefined && { vcpus }),

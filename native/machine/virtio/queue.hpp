@@ -42,6 +42,11 @@ public:
   std::span<const Segment> writable() const {
     return std::span(segments_).subspan(readable_count_, count_ - readable_count_);
   }
+  /// To be narrowed down: the chain itself stays as it was.
+  std::span<Segment> readable() { return {segments_.data(), readable_count_}; }
+  std::span<Segment> writable() {
+    return std::span(segments_).subspan(readable_count_, count_ - readable_count_);
+  }
   /// In bytes. Both together are below 4 GiB.
   std::uint32_t readable_size() const { return readable_size_; }
   std::uint32_t writable_size() const { return writable_size_; }
