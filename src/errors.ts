@@ -40,6 +40,10 @@ export type ErrorCode =
   | 'ERR_CASEMATE_CLOSED'
   /** The call is not possible in the present state (a second `run()`, a resume of a running VM). */
   | 'ERR_CASEMATE_STATE'
+  /** The guest refuses a connection: nothing listens there. */
+  | 'ERR_CASEMATE_CONNECTION_REFUSED'
+  /** The VM has as many streams as it can have. */
+  | 'ERR_CASEMATE_TOO_MANY_STREAMS'
   /** The time limit given in the options passed. */
   | 'ERR_CASEMATE_TIMEOUT'
   /** What is behind a device of a running VM failed, a disk's file for example; its guest was told. */

@@ -16,4 +16,5 @@ export type { FileSource, LaunchOptions } from './vm/options.js';
 export type { RateLimit } from './vm/rate-limit.js';
 export type { Timeline } from './vm/timeline.js';
 export { Vm, type VmEvents, type VmState } from './vm/vm.js';
+export { type ConnectOptions, VsockServer, type VsockServerEvents } from './vm/vsock.js';
 export type { GuestRegisters } from './vm/wire.js';

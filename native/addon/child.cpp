@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
+#include <limits>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 namespace casemate::addon {
@@ -26,7 +29,7 @@ Napi::Function Child::define(Napi::Env env) {
       env, "Child",
       {InstanceAccessor<&Child::pid>("pid"), InstanceAccessor<&Child::user_id>("userId"),
        InstanceAccessor<&Child::stamps>("stamps"), InstanceMethod<&Child::watch>("watch"),
-       InstanceMethod<&Child::send>("send"), InstanceMethod<&Child::kill>("kill"),
+       InstanceMethod<&Child::send_bytes>("send"), InstanceMethod<&Child::kill>("kill"),
        InstanceMethod<&Child::take_descriptor>("takeDescriptor"),
        InstanceMethod<&Child::cgroup_file>("cgroupFile")});
 }
@@ -97,7 +100,7 @@ void Child::watch(const Napi::CallbackInfo& info) {
   on_exit_ = Napi::Persistent(info[1].As<Napi::Function>());
   end_poll_ = std::make_unique<Poll>(env, "casemate:child", [this](int, int) { on_end(); });
   control_poll_ =
-      std::make_unique<Poll>(env, "casemate:control", [this](int, int) { drain_control(); });
+      std::make_unique<Poll>(env, "casemate:control", [this](int, int) { on_control(); });
   Ref();
   start_watching();
 }
@@ -117,12 +120,14 @@ void Child::start_watching() {
   end_poll_->start(UV_READABLE);
   if (parts_.control) {
     control_poll_->open(parts_.control.get());
-    control_poll_->start(UV_READABLE);
+    send_rest();
+    watch_control();
   }
 }
 
 /// Nothing is to be told any more.
 void Child::forget() {
+  unsent_.clear();
   end_poll_.reset();
   control_poll_.reset();
   on_message_.Reset();
@@ -130,9 +135,24 @@ void Child::forget() {
   Unref();
 }
 
-void Child::drain_control() {
+/// How many messages are received before others have their turn: a process that never stops
+/// sending has its share of the event loop and no more.
+static constexpr std::size_t messages_at_once = 32;
+
+void Child::on_control() {
+  send_rest();
+  receive_messages(messages_at_once);
+}
+
+void Child::watch_control() {
+  if (control_poll_ != nullptr && parts_.control) {
+    control_poll_->start(UV_READABLE | (unsent_.empty() ? 0 : UV_WRITABLE));
+  }
+}
+
+void Child::receive_messages(std::size_t most) {
   Napi::Env env = Env();
-  while (parts_.control) {
+  for (std::size_t i = 0; i < most && parts_.control; ++i) {
     alignas(8) char message[512];
     long size = sys::call_retry(__NR_recvfrom, parts_.control.get(), message, sizeof message,
                                 MSG_DONTWAIT | MSG_TRUNC, nullptr, nullptr);
@@ -171,7 +191,8 @@ void Child::on_end() {
   }
   end_poll_.reset();
   parts_.pidfd.reset();
-  drain_control(); // its last words
+  unsent_.clear();
+  receive_messages(std::numeric_limits<std::size_t>::max()); // its last words
   control_poll_.reset();
   parts_.control.reset();
   Napi::Env env = Env();
@@ -186,12 +207,51 @@ void Child::on_end() {
   on_exit.Call({code, signal, Napi::String::New(env, events ? events.value() : "")});
 }
 
-/// send(bytes): one message. EPIPE where the process has hung up already.
-void Child::send(const Napi::CallbackInfo& info) {
-  auto bytes = info[0].As<Napi::Uint8Array>();
-  long sent = sys::call_retry(__NR_sendto, parts_.control.get(), bytes.Data(), bytes.ByteLength(),
-                              MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0);
-  check(info.Env(), sys::check("sendto", sent));
+/// send(bytes)
+void Child::send_bytes(const Napi::CallbackInfo& info) {
+  send(info.Env(), info[0].As<Napi::Uint8Array>(), {});
+}
+
+void Child::send(Napi::Env env, Napi::Uint8Array bytes, sys::Fd descriptor) {
+  Message message{{bytes.Data(), bytes.Data() + bytes.ByteLength()}, std::move(descriptor)};
+  // Before the end of its launch it has no socket yet.
+  const bool can_send = flight_ == nullptr && unsent_.empty();
+  const long sent = can_send ? send_now(message) : -EAGAIN;
+  if (sent == -EAGAIN) {
+    unsent_.push_back(std::move(message));
+    return watch_control();
+  }
+  check(env, sys::check("sendmsg", sent));
+}
+
+void Child::send_rest() {
+  if (unsent_.empty()) {
+    return;
+  }
+  // Where it has hung up there is nobody to send to, and its end is on the way.
+  while (!unsent_.empty() && send_now(unsent_.front()) != -EAGAIN) {
+    unsent_.pop_front();
+  }
+  watch_control();
+}
+
+long Child::send_now(const Message& message) {
+  iovec vector{const_cast<std::uint8_t*>(message.bytes.data()), message.bytes.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr header{};
+  header.msg_iov = &vector;
+  header.msg_iovlen = 1;
+  if (message.descriptor) {
+    header.msg_control = control;
+    header.msg_controllen = sizeof control;
+    cmsghdr* rights = CMSG_FIRSTHDR(&header);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(sizeof(int));
+    const int fd = message.descriptor.get();
+    std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+  }
+  return sys::call_retry(__NR_sendmsg, parts_.control.get(), &header, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 /// kill(signal): pidfd_send_signal(2); nothing where it has been reaped already. Where its

@@ -5,6 +5,7 @@
 #include "addon/poll.hpp"
 #include "sys/fd.hpp"
 
+#include <deque>
 #include <memory>
 #include <napi.h>
 #include <vector>
@@ -48,23 +49,37 @@ public:
   /// Our end of a socket pair of the plan; none where it was taken already.
   sys::Fd take(std::uint32_t slot);
 
+  /// One message, with a descriptor where there is one. Where there is no room for it now it
+  /// goes later, in its turn. Throws EPIPE where the process has hung up already.
+  void send(Napi::Env env, Napi::Uint8Array bytes, sys::Fd descriptor);
+
 private:
   Napi::Value pid(const Napi::CallbackInfo& info);
   Napi::Value user_id(const Napi::CallbackInfo& info);
   Napi::Value stamps(const Napi::CallbackInfo& info);
   void watch(const Napi::CallbackInfo& info);
-  void send(const Napi::CallbackInfo& info);
+  void send_bytes(const Napi::CallbackInfo& info);
   void kill(const Napi::CallbackInfo& info);
   Napi::Value take_descriptor(const Napi::CallbackInfo& info);
   Napi::Value cgroup_file(const Napi::CallbackInfo& info);
 
   void start_watching();
   void forget();
+  struct Message {
+    std::vector<std::uint8_t> bytes;
+    sys::Fd descriptor;
+  };
+
+  void on_control();
   void on_end();
-  void drain_control();
+  void receive_messages(std::size_t most);
+  void send_rest();
+  long send_now(const Message& message);
+  void watch_control();
 
   Flight* flight_ = nullptr; // until settled
   Parts parts_;
+  std::deque<Message> unsent_;
   // After the descriptors they watch, so that they end before them.
   std::unique_ptr<Poll> control_poll_;
   std::unique_ptr<Poll> end_poll_;

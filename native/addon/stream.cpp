@@ -1,48 +1,86 @@
 #include "addon/stream.hpp"
 
 #include "addon/child.hpp"
+#include "addon/errors.hpp"
 #include "sys/syscall.hpp"
 
 #include <cerrno>
+#include <fcntl.h>
+#include <string>
 #include <sys/socket.h>
 
 namespace casemate::addon {
+
+namespace {
+
+/// Sets the label of the sockets that this thread makes. With its NUL: an empty one, a lone NUL,
+/// ends that.
+sys::SysError label_sockets(const std::string& label) {
+  const long fd = sys::call(__NR_open, "/proc/thread-self/attr/sockcreate", O_WRONLY | O_CLOEXEC);
+  const sys::Fd attribute(fd < 0 ? -1 : static_cast<int>(fd));
+  return attribute ? sys::check("setsockcreatecon", sys::call(__NR_write, attribute.get(),
+                                                              label.c_str(), label.size() + 1))
+                   : sys::check("open", fd);
+}
+
+} // namespace
 
 Napi::Function Stream::define(Napi::Env env) {
   return DefineClass(
       env, "Stream",
       {InstanceMethod<&Stream::resume>("resume"), InstanceMethod<&Stream::pause>("pause"),
        InstanceMethod<&Stream::drain>("drain"), InstanceMethod<&Stream::write>("write"),
-       InstanceMethod<&Stream::close>("close")});
+       InstanceMethod<&Stream::finish>("finish"), InstanceMethod<&Stream::close>("close")});
 }
 
-/// new Stream(child, slot, onData(bytes | null)): takes the descriptor from the child. Null
-/// is the end, and the last call.
+/// new Stream(child, slot | message, onData(bytes | null), label?): takes the descriptor from
+/// the child, or makes a new pair and sends the child the other end with that message. Null is
+/// the end of what can be read, and the last call.
 Stream::Stream(const Napi::CallbackInfo& info)
-    : Napi::ObjectWrap<Stream>(info),
-      fd_(Child::Unwrap(info[0].As<Napi::Object>())->take(info[1].As<Napi::Number>())),
+    : Napi::ObjectWrap<Stream>(info), fd_(open(info)),
       on_data_(Napi::Persistent(info[2].As<Napi::Function>())) {}
+
+sys::Fd Stream::open(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Child& child = *Child::Unwrap(info[0].As<Napi::Object>());
+  if (info[1].IsNumber()) {
+    return child.take(info[1].As<Napi::Number>());
+  }
+  // Under the label of the child, which else may not use it.
+  const std::string label = info[3].IsString() ? info[3].As<Napi::String>() : std::string();
+  if (!label.empty()) {
+    check(env, label_sockets(label));
+  }
+  int ends[2] = {-1, -1};
+  const long made =
+      sys::call(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends);
+  const sys::SysError unlabelled = label.empty() ? sys::SysError{} : label_sockets("");
+  sys::Fd ours(ends[0]);
+  sys::Fd theirs(ends[1]);
+  check(env, sys::check("socketpair", made));
+  check(env, unlabelled);
+  child.send(env, info[1].As<Napi::Uint8Array>(), std::move(theirs));
+  return ours;
+}
 
 /// resume(): reads, until pause().
 void Stream::resume(const Napi::CallbackInfo&) {
-  if (fd_) {
-    watch(UV_READABLE);
-  }
+  is_reading_ = !on_data_.IsEmpty();
+  watch();
 }
 
 void Stream::pause(const Napi::CallbackInfo&) {
-  if (poll_ != nullptr) {
-    poll_->stop();
-  }
+  is_reading_ = false;
+  watch();
 }
 
 /// drain(): all that is there, a socket's buffer at most, and then the end. For a child that
 /// is gone: another one that is just being born may hold a copy of its end of the socket
 /// still, so that the kernel would not call it the end.
 void Stream::drain(const Napi::CallbackInfo&) {
-  while (fd_) {
+  while (fd_ && !on_data_.IsEmpty()) {
     if (receive() == -EAGAIN) {
-      hang_up();
+      end_reading();
     }
   }
 }
@@ -56,19 +94,20 @@ long Stream::receive() {
   if (size > 0) {
     on_data_.Call({Napi::Buffer<char>::Copy(Env(), bytes, static_cast<std::size_t>(size))});
   } else if (size != -EAGAIN) {
-    hang_up();
+    end_reading();
   }
   return size;
 }
 
-void Stream::hang_up() {
+void Stream::end_reading() {
+  is_reading_ = false;
+  watch();
   Napi::FunctionReference on_data = std::move(on_data_);
-  end();
   on_data.Call({Env().Null()});
 }
 
-/// write(bytes, done()): done once the kernel has all of it, or nobody reads any more. One
-/// at a time.
+/// write(bytes, done(errno)): done once the kernel has all of it, with 0, or nobody reads any
+/// more. One at a time.
 void Stream::write(const Napi::CallbackInfo& info) {
   bytes_ = Napi::Persistent(info[0].As<Napi::Uint8Array>());
   sent_ = 0;
@@ -78,50 +117,68 @@ void Stream::write(const Napi::CallbackInfo& info) {
 
 void Stream::send() {
   auto bytes = bytes_.Value();
-  while (fd_ && sent_ < bytes.ByteLength()) {
+  while (sent_ < bytes.ByteLength()) {
     long size =
-        sys::call_retry(__NR_sendto, fd_.get(), bytes.Data() + sent_, bytes.ByteLength() - sent_,
-                        MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0);
+        fd_ ? sys::call_retry(__NR_sendto, fd_.get(), bytes.Data() + sent_,
+                              bytes.ByteLength() - sent_, MSG_NOSIGNAL | MSG_DONTWAIT, nullptr, 0)
+            : -EPIPE;
     if (size == -EAGAIN) {
-      return watch(UV_WRITABLE);
+      return watch();
     }
     if (size < 0) {
-      return end(); // Nobody reads.
+      return end_writing(static_cast<int>(-size));
     }
     sent_ += static_cast<std::size_t>(size);
   }
-  if (poll_ != nullptr) {
-    poll_->stop();
-  }
-  bytes_.Reset();
-  Napi::FunctionReference done = std::move(on_sent_);
-  done.Call({});
+  end_writing(0);
 }
 
-void Stream::close(const Napi::CallbackInfo&) { end(); }
+void Stream::end_writing(int error) {
+  bytes_.Reset();
+  Napi::FunctionReference done = std::move(on_sent_);
+  watch();
+  done.Call({Napi::Number::New(Env(), error)});
+}
 
-/// Closes it. A write that is under way is done with.
-void Stream::end() {
+/// finish(): nothing more is written. shutdown(2)
+void Stream::finish(const Napi::CallbackInfo&) {
+  if (fd_) {
+    sys::call(__NR_shutdown, fd_.get(), SHUT_WR);
+  }
+}
+
+/// close(): in both directions. A write that is under way is done with.
+void Stream::close(const Napi::CallbackInfo&) {
   poll_.reset();
   fd_.reset();
   on_data_.Reset();
+  is_reading_ = false;
   if (!on_sent_.IsEmpty()) {
-    send();
+    end_writing(EPIPE);
   }
 }
 
-void Stream::watch(int events) {
+void Stream::watch() {
+  const int events = (is_reading_ ? UV_READABLE : 0) | (on_sent_.IsEmpty() ? 0 : UV_WRITABLE);
+  if (!fd_ || (events == 0 && poll_ == nullptr)) {
+    return;
+  }
   if (poll_ == nullptr) {
-    poll_ = std::make_unique<Poll>(Env(), "casemate:stream", fd_.get(), [this](int, int) {
-      if (on_sent_.IsEmpty()) {
-        receive();
-      } else {
+    poll_ = std::make_unique<Poll>(Env(), "casemate:stream", fd_.get(), [this](int, int events) {
+      if ((events & UV_WRITABLE) != 0 && !on_sent_.IsEmpty()) {
         send();
+      }
+      if (is_reading_) {
+        receive();
       }
     });
     poll_->keep_alive(false); // The child does that, for as long as it lives.
   }
-  poll_->start(events);
+  if (events == 0) {
+    poll_->stop();
+  } else {
+    poll_->start(events);
+  }
 }
 
 } // namespace casemate::addon

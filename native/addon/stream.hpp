@@ -8,9 +8,8 @@
 
 namespace casemate::addon {
 
-/// Our end of a stream socket of a child's, used in one direction. It never leaves native
-/// hands: a number on its way to a net.Socket is lost, and stays open, where a worker is
-/// terminated just then.
+/// Our end of a stream socket of a child's. It never leaves native hands: a number on its way
+/// to a net.Socket is lost, and stays open, where a worker is terminated just then.
 class Stream : public Napi::ObjectWrap<Stream> {
 public:
   static Napi::Function define(Napi::Env env);
@@ -22,17 +21,20 @@ private:
   void pause(const Napi::CallbackInfo& info);
   void drain(const Napi::CallbackInfo& info);
   void write(const Napi::CallbackInfo& info);
+  void finish(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
 
+  static sys::Fd open(const Napi::CallbackInfo& info);
   long receive();
-  void hang_up();
+  void end_reading();
   void send();
-  void watch(int events);
-  void end();
+  void end_writing(int error);
+  void watch();
 
-  sys::Fd fd_;                 // until its end
-  std::unique_ptr<Poll> poll_; // Destroyed before the descriptor.
-  Napi::FunctionReference on_data_;
+  sys::Fd fd_;                      // until close()
+  std::unique_ptr<Poll> poll_;      // Destroyed before the descriptor.
+  Napi::FunctionReference on_data_; // until the end
+  bool is_reading_ = false;
   // The one write under way.
   Napi::Reference<Napi::Uint8Array> bytes_;
   std::size_t sent_ = 0;

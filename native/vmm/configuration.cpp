@@ -9,6 +9,7 @@
 #include <asm/stat.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace casemate::vmm {
 
@@ -82,13 +83,16 @@ bool is_valid_bare_metal(const casemate_configure& head) {
 
 /// Whether each has the descriptors that its type wants.
 bool are_devices(std::span<const casemate_device> devices) {
-  return std::ranges::all_of(devices, [](const casemate_device& device) {
+  bool has_vsock = false;
+  return std::ranges::all_of(devices, [&has_vsock](const casemate_device& device) {
     switch (device.type) {
     case CASEMATE_DEVICE_RNG:
       return device.descriptors == 0 && device.flags == 0;
     case CASEMATE_DEVICE_BLOCK:
       return device.descriptors == 1 &&
              (device.flags & ~std::uint32_t{CASEMATE_BLOCK_READ_ONLY}) == 0;
+    case CASEMATE_DEVICE_VSOCK: // one: commands about streams do not say of which
+      return device.descriptors == 0 && device.flags == 0 && !std::exchange(has_vsock, true);
     default:
       return false;
     }

@@ -3,6 +3,7 @@
 #include "kvm/abi.h"
 #include "vmm/wire.h"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -44,6 +45,9 @@ struct Configuration {
   std::array<std::uint64_t, CASEMATE_MAX_INITRDS> input_sizes{};
 
   bool has(casemate_configure_flags flag) const { return (flags & flag) != 0; }
+  bool has_device(std::uint32_t type) const {
+    return std::ranges::any_of(devices, [type](const auto& device) { return device.type == type; });
+  }
   bool is_linux() const { return format == CASEMATE_IMAGE_LINUX || format == CASEMATE_IMAGE_PVH; }
 };
 

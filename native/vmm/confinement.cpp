@@ -41,9 +41,10 @@ constexpr std::uint32_t linux_files[] = {
     CASEMATE_FD_INITRDS + 4, CASEMATE_FD_INITRDS_LAST,
 };
 static_assert(std::size(linux_files) == 1 + CASEMATE_MAX_INITRDS);
+constexpr std::uint32_t no_address[] = {0};
 constexpr std::uint32_t data_pages[] = {PROT_READ | PROT_WRITE};
 constexpr std::uint32_t page_advice[] = {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE};
-constexpr std::uint32_t linux_page_advice[] = {MADV_HUGEPAGE};
+constexpr std::uint32_t linux_page_advice[] = {MADV_HUGEPAGE, MADV_DONTNEED};
 constexpr std::uint32_t set_flags[] = {F_SETFL}; // F_SETOWN would let SIGIO hit others
 
 constexpr std::uint32_t setup_ioctls[] = {
@@ -79,43 +80,48 @@ constexpr std::uint32_t interrupting[] = {SIGIO};
 
 /// What both phases need: filters add up, so what the second allows, the first does too.
 constexpr std::array common_rules{
-    Rule{__NR_sendto, 0, sent_to},
-    Rule{__NR_recvfrom, 0, received_from},
-    Rule{__NR_shutdown, 0, control},
-    Rule{__NR_fcntl, 1, set_flags},
-    Rule{__NR_ppoll},
-    Rule{__NR_getrandom},
-    Rule{__NR_clock_gettime},
-    Rule{__NR_rt_sigreturn},
-    Rule{__NR_exit_group},
+    Rule{__NR_fcntl, 1, set_flags}, Rule{__NR_ppoll},        Rule{__NR_getrandom},
+    Rule{__NR_clock_gettime},       Rule{__NR_rt_sigreturn}, Rule{__NR_exit_group},
 };
 
 template <typename... Own> constexpr auto with_common(Own... own) {
   return std::apply([&](auto... common) { return std::array{own..., common...}; }, common_rules);
 }
 
+template <typename... Own> constexpr auto with_bare_metal(Own... own) {
+  return with_common(own..., Rule{__NR_sendto, 0, sent_to}, Rule{__NR_recvfrom, 0, received_from},
+                     Rule{__NR_shutdown, 0, control});
+}
+
+/// Sockets of streams come while the guest runs, and have any number. All that there are have
+/// been handed in, so what is left to be forbidden is an address.
+template <typename... Own> constexpr auto with_linux(Own... own) {
+  return with_common(own..., Rule{__NR_sendto, 4, no_address}, Rule{__NR_recvfrom, 4, no_address},
+                     Rule{__NR_recvmsg, 0, control}, Rule{__NR_shutdown}, Rule{__NR_close});
+}
+
 /// While the VM is created.
 constexpr auto setup_rules = [] {
-  return with_common(Rule{__NR_pread64, 0, guest_files}, Rule{__NR_ioctl, 1, setup_ioctls},
-                     Rule{__NR_mmap, 2, data_pages}, Rule{__NR_munmap}, Rule{__NR_close},
-                     Rule{__NR_seccomp}, Rule{__NR_madvise, 2, page_advice});
+  return with_bare_metal(Rule{__NR_pread64, 0, guest_files}, Rule{__NR_ioctl, 1, setup_ioctls},
+                         Rule{__NR_mmap, 2, data_pages}, Rule{__NR_munmap}, Rule{__NR_close},
+                         Rule{__NR_seccomp}, Rule{__NR_madvise, 2, page_advice});
 };
 
 /// From before the guest's image is read until the end.
 constexpr auto guest_rules = [] {
-  return with_common(Rule{__NR_pread64, 0, guest_files}, Rule{__NR_ioctl, 1, guest_ioctls},
-                     Rule{__NR_madvise, 2, page_advice});
+  return with_bare_metal(Rule{__NR_pread64, 0, guest_files}, Rule{__NR_ioctl, 1, guest_ioctls},
+                         Rule{__NR_madvise, 2, page_advice});
 };
 
 /// The main thread of a Linux guest, while the VM is created; its vCPUs' threads are born
 /// with it.
 constexpr auto linux_setup_rules = [] {
-  return with_common(
+  return with_linux(
       Rule{__NR_pread64, 0, linux_files}, Rule{__NR_ioctl, 1, linux_setup_ioctls},
-      Rule{__NR_mmap, 2, stack_pages}, Rule{__NR_munmap}, Rule{__NR_close}, Rule{__NR_seccomp},
-      Rule{__NR_clone3}, Rule{__NR_getpid}, Rule{__NR_epoll_create1}, Rule{__NR_eventfd2},
-      Rule{__NR_dup3, 1, told}, Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting},
-      Rule{__NR_epoll_ctl}, Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, told},
+      Rule{__NR_mmap, 2, stack_pages}, Rule{__NR_munmap}, Rule{__NR_seccomp}, Rule{__NR_clone3},
+      Rule{__NR_getpid}, Rule{__NR_epoll_create1}, Rule{__NR_eventfd2}, Rule{__NR_dup3, 1, told},
+      Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting}, Rule{__NR_epoll_ctl},
+      Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, told},
       Rule{__NR_madvise, 2, linux_page_advice}, Rule{__NR_fstat}, Rule{__NR_io_uring_setup},
       Rule{__NR_io_uring_register}, Rule{__NR_io_uring_enter, 0, disks},
       Rule{__NR_preadv2, 0, device_files}, Rule{__NR_pwritev2, 0, device_files},
@@ -124,10 +130,10 @@ constexpr auto linux_setup_rules = [] {
 
 /// The main thread from before the kernel is read until the end: the event loop.
 constexpr auto linux_loop_rules = [] {
-  return with_common(Rule{__NR_pread64, 0, linux_files}, Rule{__NR_ioctl, 1, loop_ioctls},
-                     Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting}, Rule{__NR_epoll_ctl},
-                     Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, wake},
-                     Rule{__NR_io_uring_enter, 0, disks}, Rule{__NR_madvise, 2, linux_page_advice});
+  return with_linux(Rule{__NR_pread64, 0, linux_files}, Rule{__NR_ioctl, 1, loop_ioctls},
+                    Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting}, Rule{__NR_epoll_ctl},
+                    Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, wake},
+                    Rule{__NR_io_uring_enter, 0, disks}, Rule{__NR_madvise, 2, linux_page_advice});
 };
 
 /// A thread that reads and writes disks, where there is no io_uring.

@@ -2,9 +2,11 @@
 
 #include "machine/virtio/block.hpp"
 #include "machine/virtio/rng.hpp"
+#include "machine/virtio/vsock.hpp"
 #include "sys/eventfd.hpp"
 #include "vmm/confinement.hpp"
 #include "vmm/control.hpp"
+#include "vmm/linux_control.hpp"
 
 #include <asm/errno.h>
 #include <asm/stat.h>
@@ -28,6 +30,7 @@ using machine::virtio::Transport;
 static_assert(CASEMATE_MAX_DEVICES == machine::virtio::max_devices);
 static_assert(CASEMATE_DEVICE_RNG == static_cast<int>(DeviceType::Rng));
 static_assert(CASEMATE_DEVICE_BLOCK == static_cast<int>(DeviceType::Block));
+static_assert(CASEMATE_DEVICE_VSOCK == static_cast<int>(DeviceType::Vsock));
 
 sys::SysError Devices::create(const Configuration& configuration, const kvm::VirtualMachine& vm,
                               const machine::GuestMemory& memory, sys::EventLoop& loop,
@@ -39,7 +42,7 @@ sys::SysError Devices::create(const Configuration& configuration, const kvm::Vir
   int descriptor = CASEMATE_FD_DEVICES;
   for (std::uint32_t i = 0; i < configuration.devices.size(); ++i) {
     Slot& slot = slots_[i];
-    if (auto error = make_device(slot, configuration.devices[i], descriptor)) {
+    if (auto error = make_device(slot, configuration.devices[i], descriptor, loop)) {
       return error;
     }
     descriptor += static_cast<int>(configuration.devices[i].descriptors);
@@ -155,16 +158,34 @@ sys::SysError Devices::make_block(Slot& slot, const casemate_device& configurati
   return make<machine::virtio::Block>(slot, options, engine_);
 }
 
-sys::SysError Devices::make_device(Slot& slot, const casemate_device& configuration,
-                                   int descriptor) {
+sys::SysError Devices::make_device(Slot& slot, const casemate_device& configuration, int descriptor,
+                                   sys::EventLoop& loop) {
   switch (configuration.type) {
   case CASEMATE_DEVICE_BLOCK:
     return make_block(slot, configuration, descriptor);
   case CASEMATE_DEVICE_RNG:
     return make<machine::virtio::Rng>(slot);
+  case CASEMATE_DEVICE_VSOCK:
+    return make_vsock(slot, loop);
   default:
     return {"casemate_device", ENOSYS}; // the configuration has been checked
   }
+}
+
+sys::SysError Devices::make_vsock(Slot& slot, sys::EventLoop& loop) {
+  using machine::virtio::Vsock;
+  auto streams = sys::Mapping::map(sizeof(Vsock::Storage), PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+  if (!streams) {
+    return streams.error();
+  }
+  streams_ = std::move(streams).value();
+  if (auto error = make<Vsock>(slot, *reinterpret_cast<Vsock::Storage*>(streams_.data()), loop,
+                               machine::virtio::VsockStreams::Listener{tell_of_stream, nullptr})) {
+    return error;
+  }
+  vsock_ = static_cast<Vsock*>(slot.device);
+  return {};
 }
 
 sys::SysError Devices::connect(std::uint32_t index, const kvm::VirtualMachine& vm,

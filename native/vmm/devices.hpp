@@ -7,6 +7,7 @@
 #include "machine/board.hpp"
 #include "machine/guest_memory.hpp"
 #include "machine/virtio/transport.hpp"
+#include "machine/virtio/vsock.hpp"
 #include "sys/event_loop.hpp"
 #include "sys/fd.hpp"
 #include "sys/mapping.hpp"
@@ -29,6 +30,9 @@ public:
   sys::SysError create(const Configuration& configuration, const kvm::VirtualMachine& vm,
                        const machine::GuestMemory& memory, sys::EventLoop& loop,
                        machine::Board& board);
+
+  /// Null where there is none.
+  machine::virtio::Vsock* vsock() const { return vsock_; }
 
 private:
   /// What an eventfd of a queue is for.
@@ -53,7 +57,9 @@ private:
   [[noreturn]] static void serve_disks(void* devices);
   static void on_disk(void* devices, std::uint32_t events);
   sys::SysError make_block(Slot& slot, const casemate_device& configuration, int descriptor);
-  sys::SysError make_device(Slot& slot, const casemate_device& configuration, int descriptor);
+  sys::SysError make_device(Slot& slot, const casemate_device& configuration, int descriptor,
+                            sys::EventLoop& loop);
+  sys::SysError make_vsock(Slot& slot, sys::EventLoop& loop);
   sys::SysError connect(std::uint32_t index, const kvm::VirtualMachine& vm, sys::EventLoop& loop);
   static void on_kick(void* kick, std::uint32_t events);
   static void report(void* devices, const machine::virtio::Device& device, std::uint32_t operation,
@@ -65,6 +71,8 @@ private:
   bool is_confined_ = false;
   Stacks stacks_;
   std::array<Slot, CASEMATE_MAX_DEVICES> slots_;
+  sys::Mapping streams_; // of the vsock device
+  machine::virtio::Vsock* vsock_ = nullptr;
 };
 
 } // namespace casemate::vmm

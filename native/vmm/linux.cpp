@@ -8,6 +8,7 @@
 #include "vmm/confinement.hpp"
 #include "vmm/control.hpp"
 #include "vmm/devices.hpp"
+#include "vmm/linux_control.hpp"
 #include "vmm/report.hpp"
 #include "vmm/vcpu_threads.hpp"
 
@@ -178,21 +179,43 @@ private:
   }
 
   void obey() {
-    while (const std::uint32_t command = next_command()) {
-      if (command == CASEMATE_COMMAND_PAUSE && !is_paused_) {
+    for (;;) {
+      Command command = take_command();
+      if (command.type == 0) {
+        return;
+      }
+      if (command.type == CASEMATE_COMMAND_PAUSE && !is_paused_) {
         vcpus_.stop();
         show_output();
         is_paused_ = true;
         send(CASEMATE_EVENT_PAUSED);
-      } else if (command == CASEMATE_COMMAND_RESUME && is_paused_) {
+      } else if (command.type == CASEMATE_COMMAND_RESUME && is_paused_) {
         is_paused_ = false;
         send(CASEMATE_EVENT_RESUMED);
         if (!has_ended_) {
           vcpus_.resume();
         }
-      } else {
+      } else if (!obey_for_streams(command)) {
         exit_process(1);
       }
+    }
+  }
+
+  bool obey_for_streams(Command& command) {
+    machine::virtio::Vsock* vsock = devices_.vsock();
+    if (vsock == nullptr) {
+      return false;
+    }
+    switch (command.type) {
+    case CASEMATE_COMMAND_STREAM_CONNECT:
+      vsock->connect(command.id, command.port, std::move(command.socket));
+      return true;
+    case CASEMATE_COMMAND_STREAM_ACCEPT:
+      return vsock->accept(command.id, std::move(command.socket));
+    case CASEMATE_COMMAND_STREAM_REFUSE:
+      return vsock->refuse(command.id);
+    default:
+      return false;
     }
   }
 

@@ -17,6 +17,7 @@
 #include "vmm/confinement.hpp"
 #include "vmm/control.hpp"
 #include "vmm/linux.hpp"
+#include "vmm/linux_control.hpp"
 #include "vmm/runner.hpp"
 #include "vmm/signals.hpp"
 #include "vmm/timeline.hpp"
@@ -109,6 +110,9 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   // Before the filter, which then need not allow what this takes.
   if (const auto error = prepare_control_signal()) {
     fail(CASEMATE_SETUP_DESCRIPTORS, error, CASEMATE_FD_CONTROL);
+  }
+  if (configuration.has_device(CASEMATE_DEVICE_VSOCK)) {
+    make_room_for_sockets();
   }
   check(CASEMATE_SETUP_JAIL, confine_process(configuration));
   check(CASEMATE_SETUP_JAIL, confine_setup(configuration));

@@ -40,12 +40,27 @@ enum casemate_command_type {
   CASEMATE_COMMAND_CONFIGURE = 1, /* first message, once: struct casemate_configure */
   CASEMATE_COMMAND_RUN = 2,       /* the jail has been checked from outside: enter the guest */
   CASEMATE_COMMAND_PAUSE = 3,     /* answered by CASEMATE_EVENT_PAUSED */
-  CASEMATE_COMMAND_RESUME = 4     /* answered by CASEMATE_EVENT_RESUMED */
+  CASEMATE_COMMAND_RESUME = 4,    /* answered by CASEMATE_EVENT_RESUMED */
+  /* Of a VM with a vsock device; struct casemate_stream_command. The first two bring the
+   * stream's socket, SOCK_STREAM, by SCM_RIGHTS: the only descriptors that are ever sent. */
+  CASEMATE_COMMAND_STREAM_CONNECT = 16, /* answered by STREAM_CONNECTED or STREAM_REFUSED */
+  CASEMATE_COMMAND_STREAM_ACCEPT = 17,  /* these two answer STREAM_REQUESTED */
+  CASEMATE_COMMAND_STREAM_REFUSE = 18
 };
 
 struct casemate_command {
   __u32 type; /* enum casemate_command_type */
   __u32 size; /* of the whole message, in bytes */
+};
+
+#define CASEMATE_MAX_STREAMS 1024u
+/* Ids of streams that the guest began are from here on; Node's are below. */
+#define CASEMATE_FIRST_GUEST_STREAM 0x80000000u
+
+struct casemate_stream_command {
+  struct casemate_command header;
+  __u32 id;   /* Node's choice, or that of the request that is answered */
+  __u32 port; /* STREAM_CONNECT: of the guest */
 };
 
 enum casemate_image_format {
@@ -138,7 +153,13 @@ enum casemate_event_type {
   CASEMATE_EVENT_BLOCKED = 7, /* seccomp refused a system call: struct casemate_blocked */
   /* Something behind a device went wrong; once for each operation of each device:
    * struct casemate_device_error */
-  CASEMATE_EVENT_DEVICE_ERROR = 8
+  CASEMATE_EVENT_DEVICE_ERROR = 8,
+  /* Of streams: struct casemate_stream_event */
+  CASEMATE_EVENT_STREAM_REQUESTED = 16, /* by the guest, of a port of its host */
+  CASEMATE_EVENT_STREAM_CONNECTED = 17,
+  CASEMATE_EVENT_STREAM_REFUSED = 18, /* its last event */
+  CASEMATE_EVENT_STREAM_ENDED = 19,   /* the guest sends no more; all of it is in the socket */
+  CASEMATE_EVENT_STREAM_CLOSED = 20   /* its last event, of one that was connected or accepted */
 };
 
 struct casemate_event {
@@ -254,6 +275,12 @@ struct casemate_device_error {
   __u32 operation; /* enum casemate_device_operation */
   __u32 error;     /* errno */
   __u32 reserved;
+};
+
+struct casemate_stream_event {
+  struct casemate_event header;
+  __u32 id;
+  __u32 port; /* STREAM_REQUESTED */
 };
 
 struct casemate_blocked {

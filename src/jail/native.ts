@@ -28,11 +28,15 @@ export interface JailBinding {
     name: string,
     files: readonly (readonly [file: string, text: string])[],
   ) => NativeCgroup;
-  /** Takes our end of a stream socket of the plan from a child, by slot. `null` is the end of what can be read. */
+  /**
+   * Takes our end of a stream socket of the plan from a child, by slot; or makes a new pair, under an SELinux label where
+   * there is one, and sends the child the other end along with a message. `null` is the end of what can be read.
+   */
   Stream: new (
     child: NativeChild,
-    slot: number,
+    source: number | Uint8Array,
     onData: (bytes: Buffer | null) => void,
+    label?: string,
   ) => NativeStream;
   /** The kernel's Landlock ABI, 0 where it has none. */
   landlockAbi(): number;
@@ -136,6 +140,7 @@ export interface NativeChild {
     onMessage: (bytes: Buffer, size: number) => void,
     onExit: (code: number | null, signal: number | null, memoryEvents: string) => void,
   ): void;
+  /** One message, now or, where there is no room, in its turn. */
   send(bytes: Uint8Array): void;
   /** Before the launch is done, gives it up. */
   kill(signal: number): void;
@@ -162,15 +167,17 @@ export interface NativeCgroup {
   close(): void;
 }
 
-/** Used in one direction. It does not keep the event loop alive: the child does. */
+/** Our end of a stream socket. It does not keep the event loop alive: the child does. */
 export interface NativeStream {
   /** Reads, until `pause()`. */
   resume(): void;
   pause(): void;
   /** Reads all that is there, and the end: for a child that is gone. */
   drain(): void;
-  /** One at a time. Done once the kernel has all of it, or nobody will ever read it. */
-  write(bytes: Uint8Array, done: () => void): void;
+  /** One at a time. Done with 0 once the kernel has all of it, with an errno where nobody will ever read it. */
+  write(bytes: Uint8Array, done: (errno: number) => void): void;
+  /** Nothing more is written. */
+  finish(): void;
   /** Harmless on one that has ended. */
   close(): void;
 }

@@ -189,8 +189,7 @@ export interface MonitorDescriptors {
   readonly cgroup: boolean;
   /** Of its devices, in their order: names of descriptors that are given, and of what the plan makes for them. */
   readonly devices: readonly { readonly name: string; readonly isGiven: boolean }[];
-  /** The largest file that it may write to, in bytes. */
-  readonly fileSize: number;
+  readonly resources: MonitorLimits;
   /** Numbers by name; enum casemate_fd of native/vmm/wire.h. */
   readonly numbers: Readonly<
     Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'lease' | 'devices', number> &
@@ -225,7 +224,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
         ]
       : [],
     root: [],
-    limits: monitorLimits(monitor.fileSize),
+    limits: monitorLimits(monitor.resources),
     numbers: {
       control: numbers.control,
       kvm: numbers.kvm,
@@ -374,10 +373,18 @@ const cloneLayers: readonly (readonly [LayerName, NamespaceKind])[] = [
   ['timeNamespace', 'time'],
 ];
 
+/** Limits of a monitor that depend on its devices. */
+export interface MonitorLimits {
+  /** The largest file that it may write to, in bytes. */
+  readonly fileSize: number;
+  /** How many sockets Node may hand it while its guest runs. */
+  readonly streams: number;
+}
+
 /** Limits of a monitor: enough for 32 vCPUs and their devices, and nothing that it does not need. */
-export const monitorLimits = (fileSize: number) =>
+export const monitorLimits = ({ fileSize, streams }: MonitorLimits) =>
   [
-    ['nofile', 256],
+    ['nofile', 256 + streams],
     ['nproc', 64],
     ['fsize', fileSize],
     ['core', 0],

@@ -13,6 +13,7 @@ export class Console extends Duplex {
   constructor(child: NativeChild, slots: { readonly output: number; readonly input: number }) {
     super({ allowHalfOpen: true, emitClose: true });
     this.#output = new native.Stream(child, slots.output, (chunk) => {
+      if (chunk === null) this.#output.close();
       if (!this.push(chunk)) this.#output.pause();
     });
     this.#input = new native.Stream(child, slots.input, () => {});
@@ -32,7 +33,7 @@ export class Console extends Duplex {
   }
 
   override _write(chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error | null) => void): void {
-    this.#input.write(chunk, done);
+    this.#input.write(chunk, () => done());
   }
 
   override _final(done: (error?: Error | null) => void): void {

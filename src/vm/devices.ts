@@ -33,9 +33,12 @@ export interface Device extends Omit<DeviceEntry, 'descriptors'> {
 /** What a guest has though nobody asks for it: its entropy comes from the host. */
 const rng: Device = { option: 'rng', type: 'rng', flags: 0, parameters: [], descriptors: [] };
 
+const vsock: Device = { option: 'options.vsock', type: 'vsock', flags: 0, parameters: [], descriptors: [] };
+
 /** The devices of a Linux guest, in the order in which it finds them. */
 export function parseDevices(given: Readonly<Record<string, unknown>>): readonly Device[] {
-  const devices = [rng, ...parseDisks(given.disks ?? [])];
+  const { disks = [], vsock: hasVsock = false } = given;
+  const devices = [rng, ...parseDisks(disks), ...(boolean('options.vsock', hasVsock) ? [vsock] : [])];
   if (devices.length > wire.maxDevices) {
     throw invalid('options.disks', `at most ${wire.maxDevices - 1} disks`, `${devices.length - 1} disks`);
   }

@@ -1,7 +1,7 @@
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { isSystemError } from '../errors.js';
 import type { CgroupSettings } from '../jail/cgroup.js';
-import { type Jail, type LayerName, monitorLimits } from '../jail/profiles.js';
+import { type Jail, type LayerName, type MonitorLimits, monitorLimits } from '../jail/profiles.js';
 import type { NamespaceKind } from '../jail/steps.js';
 
 /** What the kernel says of one layer of a jail. */
@@ -41,8 +41,7 @@ export interface EvidenceRequest {
   readonly limits: { readonly files: CgroupSettings['files']; readonly read: (file: string) => string } | undefined;
   /** Descriptors that it was born with. */
   readonly descriptors: readonly number[];
-  /** The largest file that it may write to, in bytes. */
-  readonly fileSize: number;
+  readonly resources: MonitorLimits;
 }
 
 const namespaceLayers: readonly (readonly [LayerName, NamespaceKind])[] = [
@@ -245,7 +244,7 @@ class Reader {
 
   limits(): EvidenceLayer {
     const wanted = this.#required('rlimits');
-    const limits = monitorLimits(this.#request.fileSize);
+    const limits = monitorLimits(this.#request.resources);
     const names: Record<(typeof limits)[number][0], string> = {
       nofile: 'Max open files',
       nproc: 'Max processes',
@@ -345,13 +344,16 @@ class Reader {
       });
   }
 
-  /** What it was given, and what it made of that: KVM's own descriptors and its events. */
+  /** What it was given, and what it made of that: KVM's own descriptors and its events. Sockets of streams come later. */
   descriptors(): EvidenceLayer {
-    const { descriptors } = this.#request;
+    const { descriptors, resources } = this.#request;
     return this.#layer('descriptors', `${descriptors.length} given, KVM's own besides`, () => {
       const open = this.openDescriptors();
       const own = /^anon_inode:(kvm-vm|kvm-vcpu:\d+|\[?event(fd|poll)\]?)$/;
-      const foreign = open.filter(({ fd, target }) => !descriptors.includes(fd) && !own.test(target));
+      const streams = resources.streams > 0 ? /^socket:/ : /^$/;
+      const foreign = open.filter(
+        ({ fd, target }) => !descriptors.includes(fd) && !own.test(target) && !streams.test(target),
+      );
       const strangers = foreign.map(({ fd, target }) => `${fd} ${target}`).join(', ');
       const observed = foreign.length === 0 ? open.map(({ target }) => target).join(', ') : `not given: ${strangers}`;
       return { observed, ok: foreign.length === 0 };

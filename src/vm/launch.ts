@@ -18,7 +18,7 @@ import {
   timelineSteps,
 } from '../jail/launcher.js';
 import type { NativeFile } from '../jail/native.js';
-import { inputName, type Jail, monitorPlan } from '../jail/profiles.js';
+import { inputName, type Jail, type MonitorLimits, monitorPlan } from '../jail/profiles.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
 import * as selinux from '../selinux/index.js';
@@ -89,8 +89,7 @@ interface Begun {
   readonly plan: LaunchPlan;
   readonly launching: Launching;
   readonly limits: LimitedCgroup['files'] | undefined;
-  /** Limit of the monitor's files, in bytes. */
-  readonly fileSize: number;
+  readonly resources: MonitorLimits;
 }
 
 /** @param kernel - what was unpacked of `options.guest`. */
@@ -101,7 +100,8 @@ function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Be
   try {
     const kvm = kvmDevice(options.kvmFd);
     const devices = openDevices(options.devices, files);
-    const plan = planFor(options, files.largestDisk);
+    const resources = resourcesOf(options, files.largestDisk);
+    const plan = planFor(options, resources);
     const { cpuid, runSize } = vcpuFacts(kvm, options.vcpus);
     const configuration = encodeConfiguration({
       memorySize: options.memoryMib * 1024 * 1024,
@@ -128,7 +128,7 @@ function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Be
       descriptors[inputName(i)] = files.open(names.input(options.inputs, i), file);
     });
     const launching = runLaunch({ plan, descriptors, configuration, cgroup: cgroup?.handle });
-    return { plan, launching, limits: cgroup?.files, fileSize: files.largestDisk };
+    return { plan, launching, limits: cgroup?.files, resources };
   } finally {
     // What the launcher has not taken.
     files.close();
@@ -164,6 +164,8 @@ const linuxNames = {
 };
 const bornInCgroup = ({ limits, jail }: ParsedOptions): boolean => limits !== undefined || jail.cgroupFd !== undefined;
 
+const hasVsock = ({ devices }: ParsedOptions): boolean => devices.some(({ type }) => type === 'vsock');
+
 const isLinux = ({ format }: ParsedOptions): boolean => format === 'linux' || format === 'pvh';
 
 /** The kernel in a bzImage. A launch that is aborted does not wait for it; others may. */
@@ -176,7 +178,7 @@ function kernelOf({ guest, jail, signal }: ParsedOptions): Promise<NativeFile | 
 }
 
 /** The VM to be of a launch under way, with everything that can end it. */
-function takeOver(id: string, options: ParsedOptions, { plan, launching, limits, fileSize }: Begun, t0: bigint): Vm {
+function takeOver(id: string, options: ParsedOptions, { plan, launching, limits, resources }: Begun, t0: bigint): Vm {
   const { jail, signal, timeoutMs } = options;
   const { child } = launching;
   const vm = new Vm({
@@ -187,6 +189,7 @@ function takeOver(id: string, options: ParsedOptions, { plan, launching, limits,
       : undefined,
     startPaused: options.startPaused,
     devices: options.devices.map(({ option }) => option),
+    vsock: hasVsock(options) ? { label: jail.selinuxContext } : undefined,
     ended: (exit) => channels.exit.publish({ id, vm, exit }),
     evidence: () => ({
       jail,
@@ -195,7 +198,7 @@ function takeOver(id: string, options: ParsedOptions, { plan, launching, limits,
       userId: caller().rootless ? caller().uid : child.userId,
       limits: limits && { files: limits, read: (file) => child.cgroupFile(file) },
       descriptors: bornWith(options),
-      fileSize,
+      resources,
     }),
   });
   const unlisten = onAbort(signal, () => vm.end({ reason: 'killed' }));
@@ -373,20 +376,25 @@ function bornWith({ console, inputs, jail, devices }: ParsedOptions): number[] {
   ];
 }
 
+const resourcesOf = (options: ParsedOptions, fileSize: number): MonitorLimits => ({
+  fileSize,
+  streams: hasVsock(options) ? wire.maxStreams : 0,
+});
+
 const plans = new Map<string, LaunchPlan>();
 
 /** The plan of a launch: the same for all launches that ask for the same jail. */
-function planFor(options: ParsedOptions, fileSize: number): LaunchPlan {
+function planFor(options: ParsedOptions, resources: MonitorLimits): LaunchPlan {
   const { jail, console, inputs } = options;
   const cgroup = bornInCgroup(options);
   const devices = descriptorsOf(options.devices).map(({ name, source }) => ({
     name,
     isGiven: typeof source !== 'string',
   }));
-  const key = `${jail.key} ${console} ${inputs.length} ${cgroup} ${devices.map(({ name }) => name)} ${fileSize}`;
+  const key = `${jail.key} ${console} ${inputs.length} ${cgroup} ${devices.map(({ name }) => name)} ${Object.values(resources)}`;
   let plan = plans.get(key);
   if (plan === undefined) {
-    const monitor = { console, inputs: inputs.length, cgroup, devices, fileSize, numbers: wire.descriptors };
+    const monitor = { console, inputs: inputs.length, cgroup, devices, resources, numbers: wire.descriptors };
     plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
     });
@@ -407,7 +415,7 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   checkLayers(parsed.jail);
   vcpuFacts(kvmDevice(parsed.kvmFd), parsed.vcpus);
   if (parsed.limits !== undefined) checkLimits(parsed.limits);
-  if (descriptorsOf(parsed.devices).length === 0) planFor(parsed, 0);
+  if (descriptorsOf(parsed.devices).length === 0) planFor(parsed, resourcesOf(parsed, 0));
   devNull();
   if (isLinux(parsed)) await kernelOf(parsed);
   if (parsed.guest === undefined) builtInGuest();

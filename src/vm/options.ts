@@ -40,6 +40,10 @@ export interface LaunchOptions {
   disks?: readonly DiskOptions[];
   /** How `kernel` is started: by the 64-bit boot protocol of Linux, `'linux'`, the default, or by `'pvh'`. */
   bootProtocol?: 'linux' | 'pvh';
+  /**
+   * Whether the guest has a vsock device: {@link Vm.connect} and {@link Vm.listen}. Its CID is 3. Default false.
+   */
+  vsock?: boolean;
   /** What `guest` is. Default `'auto'`: ELF by its first bytes, flat otherwise. */
   format?: 'auto' | 'elf' | 'flat';
   /** The guest's arguments. `argv[0]` is its name, as everywhere; it is {@link LaunchOptions.name} and not given here. */
@@ -119,6 +123,7 @@ const known = [
   'memoryMib',
   'hugePages',
   'vcpus',
+  'vsock',
   'cpl',
   'console',
   'limits',
@@ -145,7 +150,7 @@ function defaultCmdlineOf({ initrd }: Record<string, unknown>, devices: readonly
 
 /** Options that only bare-metal guests have, and those that only Linux guests have. */
 const bareMetalOnly = ['guest', 'format', 'args', 'input', 'cpl', 'name'] as const;
-const linuxOnly = ['initrd', 'cmdline', 'bootProtocol', 'disks', 'hugePages', 'vcpus'] as const;
+const linuxOnly = ['initrd', 'cmdline', 'bootProtocol', 'disks', 'hugePages', 'vcpus', 'vsock'] as const;
 
 /** Refuses bad options before anything is created. */
 export function parseOptions(options: unknown): ParsedOptions {

@@ -10,6 +10,7 @@ import { Console } from './console.js';
 import { type Evidence, type EvidenceRequest, readEvidence } from './evidence.js';
 import { crashOf, exitOf, type VmExit } from './exit.js';
 import type { Timeline } from './timeline.js';
+import { type ConnectOptions, Vsock, type VsockServer } from './vsock.js';
 import { bare, decodeEvent, type ExitedEvent, type MonitorEvent, type MonitorStamps, wire } from './wire.js';
 
 /** What a {@link Vm} emits. */
@@ -36,6 +37,8 @@ export interface VmParts {
   readonly startPaused: boolean;
   /** Of its devices the options that they come from, in the monitor's order. */
   readonly devices: readonly string[];
+  /** Undefined where it has none; else the SELinux label of its sockets, if any. */
+  readonly vsock: { readonly label: string | undefined } | undefined;
   /** Hears of the end before all listeners. */
   readonly ended: (exit: VmExit) => void;
   readonly evidence: () => EvidenceRequest;
@@ -61,6 +64,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   #state: VmState = 'starting';
   #timeline: (() => Timeline) | undefined;
   #console: Console | undefined;
+  readonly #vsock: Vsock | undefined;
   /** Why we killed it, where we did. */
   #ending: VmExit | undefined;
   #guestExit: ExitedEvent | undefined;
@@ -93,6 +97,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       exited = resolve;
     });
     this.#resolveExited = exited;
+    this.#vsock = parts.vsock && new Vsock(this.#child, parts.vsock.label);
     this.#child.watch(
       (bytes, size) => this.#onMessage(decodeEvent(bytes, size)),
       (code, signal, memoryEvents) => this.#onEnd({ code, signal, memoryEvents }),
@@ -139,6 +144,39 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       });
     }
     return new Console(this.#child, console);
+  }
+
+  /**
+   * Connects to a port that a program in the guest listens on, by AF_VSOCK. The stream is half-open as a TCP socket's:
+   * `end()` is the end of what the guest reads, and its end is `'end'` here. Backpressure works both ways. Where the guest
+   * breaks it off, or the VM ends before the guest has ended the stream, it is destroyed with ECONNRESET.
+   *
+   * @param port - of the guest, 0 to 2^32-2.
+   * @throws CasemateError ERR_CASEMATE_CONNECTION_REFUSED where nothing listens, or the guest has no driver yet;
+   * ERR_CASEMATE_TOO_MANY_STREAMS; ERR_CASEMATE_CLOSED; ERR_CASEMATE_STATE for a VM without vsock. An AbortError where
+   * `signal` is aborted.
+   */
+  async connect(port: number, options?: ConnectOptions): Promise<Duplex> {
+    return this.#streams().connect(port, options);
+  }
+
+  /**
+   * Takes the guest's connections to this port of its host (CID 2, VMADDR_CID_HOST). There is no path on the host, and
+   * nobody but the guest can connect.
+   *
+   * @throws CasemateError ERR_CASEMATE_STATE where the port has a server already, or the VM has no vsock;
+   * ERR_CASEMATE_CLOSED.
+   */
+  listen(port: number): VsockServer {
+    return this.#streams().listen(port);
+  }
+
+  #streams(): Vsock {
+    if (this.#vsock !== undefined) return this.#vsock;
+    throw new CasemateError('ERR_CASEMATE_STATE', 'This VM was launched without vsock', {
+      step: 'vsock',
+      remedy: 'Launch it with vsock: true.',
+    });
   }
 
   /**
@@ -250,6 +288,14 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       }
       case 'deviceError':
         return this.#onDeviceError(event);
+      case 'streamRequested':
+      case 'streamConnected':
+      case 'streamRefused':
+      case 'streamEnded':
+      case 'streamClosed': {
+        const wrong = this.#vsock === undefined ? 'news of streams that it has not' : this.#vsock.handle(event);
+        return wrong === undefined ? undefined : this.#violate(wrong);
+      }
       case 'exited':
         this.#guestExit = event;
         return;
@@ -297,6 +343,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       this.#console ??= this.#openConsole();
       this.#console.guestIsGone();
     }
+    this.#vsock?.guestIsGone();
     this.#resolveStarted(undefined);
     this.#resolveExited(exit);
     // Later than what follows from `launch()` and `exited`: who listens as soon as he has the VM hears of its end.

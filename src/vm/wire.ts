@@ -17,7 +17,7 @@ export const wire = {
     lease: 9,
     devices: 16,
   },
-  commands: { configure: 1, run: 2, pause: 3, resume: 4 },
+  commands: { configure: 1, run: 2, pause: 3, resume: 4, streamConnect: 16, streamAccept: 17, streamRefuse: 18 },
   formats: { auto: 0, elf: 1, flat: 2, linux: 3, pvh: 4 },
   flags: {
     console: 1,
@@ -41,8 +41,24 @@ export const wire = {
   maxCpuid: 256,
   maxArgumentsSize: 65536,
   maxCommandLine: 2048,
-  events: { jailed: 1, doorbell: 2, paused: 3, resumed: 4, exited: 5, failed: 6, blocked: 7, deviceError: 8 },
-  sizes: { doorbell: 96, exited: 232, failed: 64, blocked: 24, deviceError: 24 },
+  events: {
+    jailed: 1,
+    doorbell: 2,
+    paused: 3,
+    resumed: 4,
+    exited: 5,
+    failed: 6,
+    blocked: 7,
+    deviceError: 8,
+    streamRequested: 16,
+    streamConnected: 17,
+    streamRefused: 18,
+    streamEnded: 19,
+    streamClosed: 20,
+  },
+  sizes: { doorbell: 96, exited: 232, failed: 64, blocked: 24, deviceError: 24, stream: 16 },
+  maxStreams: 1024,
+  firstGuestStream: 2 ** 31,
   exits: { guest: 1, fault: 2, shutdown: 3, internal: 4, protocol: 5, host: 6, poweroff: 7, reboot: 8, panic: 9 },
 } as const;
 
@@ -234,6 +250,33 @@ export function bare(type: number): Uint8Array {
   return bytes;
 }
 
+/** struct casemate_stream_command. */
+export function encodeStreamCommand(type: number, id: number, port: number): Uint8Array {
+  const bytes = Buffer.alloc(wire.sizes.stream);
+  bytes.writeUInt32LE(type, 0);
+  bytes.writeUInt32LE(bytes.length, 4);
+  bytes.writeUInt32LE(id, 8);
+  bytes.writeUInt32LE(port, 12);
+  return bytes;
+}
+
+/** What a monitor says of a stream, from enum casemate_event_type. */
+const streamEvents = [
+  'streamRequested',
+  'streamConnected',
+  'streamRefused',
+  'streamEnded',
+  'streamClosed',
+] as const satisfies readonly (keyof typeof wire.events)[];
+
+/** What a monitor says of a stream. */
+export interface StreamEvent {
+  type: (typeof streamEvents)[number];
+  id: number;
+  /** Of 'streamRequested': of the host. */
+  port: number;
+}
+
 /** How a guest ended, as its monitor tells it. */
 export interface ExitedEvent {
   type: 'exited';
@@ -254,6 +297,7 @@ export type MonitorEvent =
   | { type: 'jailed' | 'paused' | 'resumed' }
   | { type: 'doorbell'; stamps: MonitorStamps }
   | ExitedEvent
+  | StreamEvent
   | { type: 'failed'; step: SetupStep; errno: number; call: string; detail: number; image: string | undefined }
   | { type: 'blocked'; syscall: number; arch: number; argument: bigint }
   | { type: 'deviceError'; device: number; operation: DeviceOperation; errno: number };
@@ -294,8 +338,11 @@ export function decodeEvent(bytes: Buffer, size: number): MonitorEvent | undefin
       if (device >= wire.maxDevices || operation === undefined || errno === 0 || errno > 4095) return undefined;
       return { type: 'deviceError', device, operation, errno };
     }
-    default:
-      return undefined;
+    default: {
+      const type = streamEvents.find((name) => events[name] === bytes.readUInt32LE(0));
+      if (type === undefined || size !== sizes.stream) return undefined;
+      return { type, id: bytes.readUInt32LE(8), port: bytes.readUInt32LE(12) };
+    }
   }
 }
 

@@ -17,6 +17,7 @@ import {
   deviceOperations,
   encodeConfiguration,
   encodeDevices,
+  encodeStreamCommand,
   type MonitorEvent,
   type SetupStep,
   stampNames,
@@ -370,24 +371,35 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   t.is<number, number>(wire.maxInitrds, inputs.length);
   t.is(Math.max(...inputs) + 1, descriptors.devices, 'nothing lies above where those of devices begin');
   const commands = { configure: 'CONFIGURE', run: 'RUN', pause: 'PAUSE', resume: 'RESUME' };
-  t.deepEqual<object, object>(wire.commands, constants(commands, 'CASEMATE_COMMAND_'));
+  const streamCommands = { streamConnect: 'CONNECT', streamAccept: 'ACCEPT', streamRefuse: 'REFUSE' };
+  t.deepEqual<object, object>(wire.commands, {
+    ...constants(commands, 'CASEMATE_COMMAND_'),
+    ...constants(streamCommands, 'CASEMATE_COMMAND_STREAM_'),
+  });
+  t.is<number, number>(wire.maxStreams, c('CASEMATE_MAX_STREAMS'));
+  t.is<number, number>(wire.firstGuestStream, c('CASEMATE_FIRST_GUEST_STREAM'));
   const formats = { auto: 'AUTO', elf: 'ELF', flat: 'FLAT', linux: 'LINUX', pvh: 'PVH' };
   t.deepEqual<object, object>(wire.formats, constants(formats, 'CASEMATE_IMAGE_'));
   const flags = { console: 'CONSOLE', lease: 'LEASE', landlock: 'LANDLOCK', seccomp: 'SECCOMP' };
   const others = { noNewPrivs: 'NO_NEW_PRIVS', parentDeath: 'PARENT_DEATH', paused: 'PAUSED' };
   t.deepEqual<object, object>(wire.flags, constants({ ...flags, ...others }, 'CASEMATE_CONFIGURE_'));
   const events = { jailed: 'JAILED', doorbell: 'DOORBELL', paused: 'PAUSED', resumed: 'RESUMED', exited: 'EXITED' };
-  t.deepEqual<object, object>(
-    wire.events,
-    constants({ ...events, failed: 'FAILED', blocked: 'BLOCKED', deviceError: 'DEVICE_ERROR' }, 'CASEMATE_EVENT_'),
-  );
+  const streamEvents = {
+    streamRequested: 'REQUESTED',
+    streamConnected: 'CONNECTED',
+    streamRefused: 'REFUSED',
+    streamEnded: 'ENDED',
+    streamClosed: 'CLOSED',
+  };
+  t.deepEqual<object, object>(wire.events, {
+    ...constants({ ...events, failed: 'FAILED', blocked: 'BLOCKED', deviceError: 'DEVICE_ERROR' }, 'CASEMATE_EVENT_'),
+    ...constants(streamEvents, 'CASEMATE_EVENT_STREAM_'),
+  });
   const exits = { guest: 'GUEST', fault: 'FAULT', shutdown: 'SHUTDOWN', internal: 'INTERNAL', protocol: 'PROTOCOL' };
   const linuxExits = { poweroff: 'POWEROFF', reboot: 'REBOOT', panic: 'PANIC' };
   t.deepEqual<object, object>(wire.exits, constants({ ...exits, host: 'HOST', ...linuxExits }, 'CASEMATE_EXIT_'));
-  const sizes = Object.keys(wire.sizes).map((name) => [
-    name,
-    c(`sizeof casemate_${name === 'deviceError' ? 'device_error' : name}`),
-  ]);
+  const structs: Record<string, string> = { deviceError: 'device_error', stream: 'stream_event' };
+  const sizes = Object.keys(wire.sizes).map((name) => [name, c(`sizeof casemate_${structs[name] ?? name}`)]);
   t.deepEqual<object, object>(wire.sizes, Object.fromEntries(sizes));
   const types = { net: 'NET', block: 'BLOCK', console: 'CONSOLE', rng: 'RNG', balloon: 'BALLOON', vsock: 'VSOCK' };
   t.deepEqual<object, object>(wire.deviceTypes, constants(types, 'CASEMATE_DEVICE_'));
@@ -580,6 +592,14 @@ withCompiler("a monitor's messages are read as the structs of wire.h", (t) => {
   t.deepEqual(decoded(blocked), { type: 'blocked', syscall: 41, arch: 0xc000003e, argument: 1n << 40n });
   const broken = message('device_error', 'DEVICE_ERROR', { device: 2, operation: 3, error: 28 });
   t.deepEqual(decoded(broken), { type: 'deviceError', device: 2, operation: 'write', errno: 28 });
+  const stream = message('stream_event', 'STREAM_REQUESTED', { id: 0x8000_0001, port: 0xffff_fffe });
+  t.deepEqual(decoded(stream), { type: 'streamRequested', id: 0x8000_0001, port: 0xffff_fffe });
+  const command = Buffer.from(encodeStreamCommand(wire.commands.streamConnect, 7, 1003));
+  t.is(command.length, c('sizeof casemate_stream_command'));
+  t.is(command.readUInt32LE(0), c('CASEMATE_COMMAND_STREAM_CONNECT'));
+  t.is(command.readUInt32LE(4), command.length);
+  t.is(command.readUInt32LE(c('casemate_stream_command.id')), 7);
+  t.is(command.readUInt32LE(c('casemate_stream_command.port')), 1003);
 });
 
 withCompiler('a message that is not one of the protocol is none at all', (t) => {
@@ -589,6 +609,7 @@ withCompiler('a message that is not one of the protocol is none at all', (t) => 
     failed: message('failed', 'FAILED', { step: c('CASEMATE_SETUP_VM') }),
     blocked: message('blocked', 'BLOCKED'),
     device: message('device_error', 'DEVICE_ERROR', { operation: 1, error: 5 }),
+    stream: message('stream_event', 'STREAM_CLOSED'),
     paused: message('event', 'PAUSED'),
   };
   for (const [name, bytes] of Object.entries(good)) {

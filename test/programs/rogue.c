@@ -44,7 +44,7 @@ static void say_failed(unsigned step, char fill, size_t length) {
 }
 
 static void await_command(void) {
-  struct casemate_command command;
+  struct casemate_stream_command command;
   if (recv(CASEMATE_FD_CONTROL, &command, sizeof command, 0) <= 0) {
     _exit(3);
   }
@@ -57,8 +57,23 @@ static void install_filter(void) {
   syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
 }
 
+/* "stream <type> <id> <port>" */
+static void say_of_stream(const char* numbers) {
+  char* next = NULL;
+  struct casemate_stream_event event = {{(unsigned)strtoul(numbers, &next, 0), sizeof event}, 0, 0};
+  event.id = (unsigned)strtoul(next, &next, 0);
+  event.port = (unsigned)strtoul(next, &next, 0);
+  send(CASEMATE_FD_CONTROL, &event, sizeof event, MSG_NOSIGNAL);
+}
+
 static void act(const char* what) {
-  if (strcmp(what, "noNewPrivs") == 0) {
+  if (strncmp(what, "stream ", 7) == 0) {
+    say_of_stream(what + 7);
+  } else if (strncmp(what, "stream-flood ", 13) == 0) {
+    for (;;) {
+      say_of_stream(what + 13);
+    }
+  } else if (strcmp(what, "noNewPrivs") == 0) {
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
   } else if (strcmp(what, "seccomp") == 0) {
     install_filter();
@@ -84,7 +99,7 @@ static void act(const char* what) {
   } else if (strcmp(what, "failed-without-end") == 0) {
     say_failed(CASEMATE_SETUP_VCPU, 'x', sizeof((struct casemate_failed*)0)->call);
   } else if (strcmp(what, "failed-nowhere") == 0) {
-    say_failed(CASEMATE_SETUP_GUEST + 1, 'x', 1);
+    say_failed(CASEMATE_SETUP_DEVICES + 1, 'x', 1);
   } else if (strcmp(what, "unknown-type") == 0) {
     say(0xffffffffu, 8, 8);
   } else if (strcmp(what, "byte") == 0) {
@@ -124,7 +139,16 @@ int main(void) {
     return 98;
   }
   memcpy(&head, configuration, sizeof head);
-  const char* what = (const char*)configuration + sizeof head + head.cpuid_count * cpuid_entry_size;
+  const char* what = (const char*)configuration + sizeof head +
+                     head.cpuid_count * cpuid_entry_size +
+                     head.device_count * sizeof(struct casemate_device);
+  /* Of Linux the command line. */
+  if (head.format == CASEMATE_IMAGE_LINUX) {
+    for (char* word = strtok((char*)what, ","); word != NULL; word = strtok(NULL, ",")) {
+      act(word);
+    }
+    head.argument_count = 0;
+  }
   /* The first argument is the guest's name. */
   for (unsigned i = 0; i < head.argument_count; ++i, what += strlen(what) + 1) {
     if (i > 0) {

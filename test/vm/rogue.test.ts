@@ -114,6 +114,47 @@ test('a monitor that floods Node is killed, though each message alone would be g
   t.like(await met(t, meet([...released, 'flood'])), { code: 'ERR_CASEMATE_PROTOCOL' });
 });
 
+/** Of a VM with streams: what it says of them. Its acts are the words of the command line. */
+const meetStreams = (acts: readonly string[], then?: string) =>
+  `meet([], { kernel: guest('spin'), vsock: true, guest: undefined, args: undefined, cmdline: '${acts.join()}' }${then === undefined ? '' : `, ${then}`})`;
+
+const [requested, connected, refused, ended, closed] = [16, 17, 18, 19, 20];
+const ofGuest = 0x8000_0000;
+
+for (const [what, acts] of [
+  ['tells of a stream that there is not', [`stream ${closed} 7 0`]],
+  ['asks twice with one id', ['command', `stream ${requested} ${ofGuest} 80`, 'command', `stream ${requested} ${ofGuest} 80`]],
+  ["asks with an id of Node's", [`stream ${requested} 7 80`]],
+  ['asks with an id that is too large', [`stream ${requested} ${ofGuest + 1024} 80`]],
+  ['answers what nobody has asked', [`stream ${connected} 1 0`]],
+  ['answers a connection twice', ['command', `stream ${connected} 1 0`, `stream ${refused} 1 0`]],
+  ['ends a stream before it is connected', ['command', `stream ${ended} 1 0`]],
+  ['ends a stream twice', ['command', `stream ${connected} 1 0`, `stream ${ended} 1 0`, `stream ${ended} 1 0`]],
+  ['closes a stream twice', ['command', `stream ${connected} 1 0`, `stream ${closed} 1 0`, `stream ${closed} 1 0`]],
+] as const) {
+  test(`a monitor that ${what} is killed`, async (t) => {
+    const use = `(vm) => {
+      vm.listen(80).on('connection', (stream) => stream.on('error', () => {}));
+      vm.connect(1).then((stream) => stream.on('error', () => {}), () => {});
+      return vm.exited;
+    }`;
+    t.deepEqual(await met(t, meetStreams([...rung, ...acts], use)), crashed);
+  });
+}
+
+test('a monitor without a vsock device that tells of streams is killed', async (t) => {
+  t.deepEqual(await met(t, meet([...rung, `stream ${closed} 1 0`])), crashed);
+});
+
+test('a monitor that asks on and on leaves Node its time, and is ended like any other', async (t) => {
+  const acts = [...rung, `stream-flood ${requested} ${ofGuest} 80`];
+  const use = `async (vm) => {
+    for (let i = 0; i < 20; i += 1) await delay(1);
+    return vm.kill();
+  }`;
+  t.deepEqual(await met(t, meetStreams(acts, use)), { exit: { reason: 'killed' }, state: 'exited' });
+});
+
 test('a monitor that is let go and does nothing more runs out of its time', async (t) => {
   for (const acts of [released, jailed]) {
     const outcome = await met(t, meet(acts, { startTimeoutMs: 200 }));

@@ -13,6 +13,11 @@ const sizeOf: Readonly<Record<number, number>> = {
   [events.failed]: sizes.failed,
   [events.blocked]: sizes.blocked,
   [events.deviceError]: sizes.deviceError,
+  [events.streamRequested]: sizes.stream,
+  [events.streamConnected]: sizes.stream,
+  [events.streamRefused]: sizes.stream,
+  [events.streamEnded]: sizes.stream,
+  [events.streamClosed]: sizes.stream,
 };
 
 /** Random bytes, of small numbers more often than not: those come closer to what is allowed. */
@@ -26,7 +31,7 @@ function noise(size: number): Buffer {
 test('of a hundred thousand random messages none throws, and none is taken that breaks the protocol', (t) => {
   const taken = new Set<string>();
   for (let round = 0; round < 100_000; round += 1) {
-    const type = randomInt(10);
+    const type = randomInt(23);
     const size = randomInt(4) > 0 ? (sizeOf[type] ?? 8) : randomInt(300);
     const bytes = noise(size);
     if (size >= 4) bytes.writeUInt32LE(type, 0);

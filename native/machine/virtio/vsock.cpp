@@ -16,21 +16,22 @@ constexpr std::uint32_t transport_reset = 0; // an event's id
 
 } // namespace
 
+// What follows from these goes to the guest with the device's other work, which stands still
+// while the guest does.
+
 void Vsock::connect(std::uint32_t id, std::uint32_t port, sys::Fd socket) {
   streams_.connect(id, port, std::move(socket), is_active_);
-  send_packets();
+  kick_again(receive_queue);
 }
 
 bool Vsock::accept(std::uint32_t id, sys::Fd socket) {
-  const bool is_asked = streams_.accept(id, std::move(socket));
-  send_packets();
-  return is_asked;
+  kick_again(receive_queue);
+  return streams_.accept(id, std::move(socket));
 }
 
 bool Vsock::refuse(std::uint32_t id) {
-  const bool is_asked = streams_.refuse(id);
-  send_packets();
-  return is_asked;
+  kick_again(receive_queue);
+  return streams_.refuse(id);
 }
 
 void Vsock::on_activate(std::uint64_t /* features */) {

@@ -147,7 +147,7 @@ bool VsockStreams::give_socket(Stream& stream, sys::Fd socket) {
 
 void VsockStreams::connect(std::uint32_t id, std::uint32_t port, sys::Fd socket, bool is_there) {
   Stream* stream = nullptr;
-  if (is_there) {
+  if (is_there && socket) {
     // A port of ours that is not in use between the two.
     do {
       next_host_port_ = next_host_port_ % 0x7fffffff + 1;
