@@ -8,7 +8,8 @@ import type { Entry } from './tree.js';
  * rights: 1.7 or newer.
  */
 export async function makeErofs(tree: readonly Entry[], path: string): Promise<void> {
-  await runTool('mkfs.erofs', ['--tar=f', '--quiet', `-T${imageTime}`, '-U', identifier(tree), path, '/dev/stdin'], {
+  // Without a source it reads its standard input; as a path that is a socket, which cannot be opened.
+  await runTool('mkfs.erofs', ['--tar=f', '--quiet', `-T${imageTime}`, '-U', identifier(tree), path], {
     package: 'erofs-utils (1.7 or newer)',
     input: tarStream(tree),
   });

@@ -20,7 +20,6 @@ import { type ExecutionContext, has, requires, root } from '../helpers/index.js'
 import { list, said, temporary, tree } from './tree.js';
 
 const test = requires('e2fsprogs');
-const testErofs = requires('erofs');
 const testNoErofs = requires('noErofs');
 const testCpio = requires('cpio');
 
@@ -166,17 +165,6 @@ test('the size of an ext4 image is as asked for, and what does not fit is an err
   await refused(t, { add, to, format: 'ext4', sizeMib: 16 }, 'ERR_CASEMATE_IMAGE', /debugfs/);
   t.is(statSync(to).size, 100 * 2 ** 20, 'what was there before is there yet');
   t.deepEqual(readdirSync(path), ['disk']);
-});
-
-testErofs('an erofs image has every kind of file', async (t) => {
-  const image = join(temporary(t), 'disk');
-  await makeImage({ add: tree, to: image, format: 'erofs' });
-  const shown = (path: string) => said('dump.erofs', [`--path=/${path}`, image]);
-  t.regex(shown('usr/bin/hello'), /Size: 10 .*(regular|REG)/is);
-  t.regex(shown('usr/bin/hello'), /Access: 4755/);
-  t.regex(shown('dev/vda'), /Uid: 7 +Gid: 8/);
-  await makeImage({ add: tree, to: `${image}-2`, format: 'erofs' });
-  said('cmp', [image, `${image}-2`]);
 });
 
 testNoErofs('without mkfs.erofs an erofs image is an error that says what to install', async (t) => {
