@@ -201,7 +201,10 @@ function takeOver(id: string, options: ParsedOptions, { plan, launching, limits,
       resources,
     }),
   });
-  const unlisten = onAbort(signal, () => vm.end({ reason: 'killed' }));
+  const kill = () => vm.end({ reason: 'killed' });
+  const unlisten = onAbort(signal, kill);
+  // It may have been aborted where nobody listened, by a subscriber of ours.
+  if (signal?.aborted) kill();
   const end = () => vm.end({ reason: 'timeout' });
   const met = deadline(options.startTimeoutMs, end);
   const outlived = timeoutMs === undefined ? undefined : deadline(timeoutMs - msSince(t0), end);
