@@ -280,7 +280,7 @@ Napi::Value make_user_namespace(const Napi::CallbackInfo& info) {
   std::string users = info[0].As<Napi::String>();
   std::string groups = info[1].As<Napi::String>();
   jail::UserMaps maps{users, groups, info[2].ToBoolean(), info[3].ToBoolean()};
-  sys::Lock lock(jail::NotDumpable::mutex()); // the maps are ours to write only while dumpable
+  sys::TaskLock lock(jail::NotDumpable::mutex()); // the maps are ours to write only while dumpable
   int fd =
       take(env, jail::make_user_namespace(host.proc.get(), maps, {stack.data(), stack.size()}));
   return Napi::Number::New(env, fd);

@@ -19,9 +19,9 @@ namespace casemate::jail {
 using sys::call;
 using sys::check;
 using sys::Fd;
-using sys::Lock;
 using sys::Result;
 using sys::SysError;
+using sys::TaskLock;
 
 namespace {
 
@@ -144,7 +144,7 @@ SysError Launcher::start() {
     if (!stack) {
       return stack.error();
     }
-    Lock lock(NotDumpable::mutex()); // the maps are ours to write only while Node is dumpable
+    TaskLock lock(NotDumpable::mutex()); // the maps are ours to write only while Node is dumpable
     Result<int> space =
         make_launcher_user_namespace(*host_, {stack.value().data(), stack.value().size()});
     if (!space) {
@@ -216,7 +216,7 @@ void Launcher::enter_as_process(void* argument) {
 
 Launcher::~Launcher() {
   {
-    Lock lock(mutex_);
+    TaskLock lock(mutex_);
     stopping_ = true;
   }
   work_.notify_all();
@@ -267,7 +267,7 @@ void Launcher::expect_launch() {
 void Launcher::submit(Launch* launch) {
   launch->moments[moment_submitted] = monotonic_ns();
   {
-    Lock lock(mutex_);
+    TaskLock lock(mutex_);
     (launch->in_host_mounts ? host_queue_ : queue_).push(launch);
   }
   if (launch->in_host_mounts) {
@@ -281,14 +281,14 @@ void Launcher::submit(Launch* launch) {
 Launch* Launcher::take_done() {
   std::uint64_t count = 0;
   call(__NR_read, done_event_.get(), &count, sizeof count);
-  Lock lock(mutex_);
+  TaskLock lock(mutex_);
   Launch* first = done_.first;
   done_ = {};
   return first;
 }
 
 Launcher::Ready Launcher::ready() {
-  Lock lock(mutex_);
+  TaskLock lock(mutex_);
   return {network_ready_, user_ready_, streams_ready_};
 }
 
@@ -301,7 +301,7 @@ void Launcher::launch_task(Task& task) {
     std::uint32_t seen = work_.count();
     Launch* launch = nullptr;
     {
-      Lock lock(mutex_);
+      TaskLock lock(mutex_);
       launch = queue_.pop();
       if (launch == nullptr && stopping_) {
         return;
@@ -377,7 +377,7 @@ void Launcher::fill_task(Task& task) {
     bool want_network = false;
     bool want_stream = false;
     {
-      Lock lock(mutex_);
+      TaskLock lock(mutex_);
       if (stopping_ && host_queue_.first == nullptr) {
         return;
       }
@@ -398,10 +398,10 @@ void Launcher::fill_task(Task& task) {
     }
     if (want_user) {
       Result<UserNamespace> made = [&] {
-        Lock lock(NotDumpable::mutex());
+        TaskLock lock(NotDumpable::mutex());
         return make_monitor_user_namespace(*host_, task.stack());
       }();
-      Lock lock(mutex_);
+      TaskLock lock(mutex_);
       if (made) {
         user_pool_[user_ready_++] = made.value();
       }
@@ -409,7 +409,7 @@ void Launcher::fill_task(Task& task) {
     }
     if (want_network) {
       Result<int> made = make_network_namespace(*host_, task.stack());
-      Lock lock(mutex_);
+      TaskLock lock(mutex_);
       if (made) {
         network_pool_[network_ready_++] = made.value();
       }
@@ -423,19 +423,19 @@ void Launcher::fill_task(Task& task) {
 
 Result<UserNamespace> Launcher::take_user_namespace(Task& task) {
   {
-    Lock lock(mutex_);
+    TaskLock lock(mutex_);
     if (user_ready_ > 0) {
       refill_below_half(--user_ready_);
       return user_pool_[user_ready_];
     }
   }
-  Lock lock(NotDumpable::mutex());
+  TaskLock lock(NotDumpable::mutex());
   return make_monitor_user_namespace(*host_, task.stack());
 }
 
 Result<int> Launcher::take_network_namespace(Task& task) {
   {
-    Lock lock(mutex_);
+    TaskLock lock(mutex_);
     if (network_ready_ > 0) {
       refill_below_half(--network_ready_);
       return network_pool_[network_ready_];
@@ -447,7 +447,7 @@ Result<int> Launcher::take_network_namespace(Task& task) {
 SysError Launcher::take_socket_pair(const casemate_socket_pair& pair, const Task& task,
                                     int (&ends)[2]) {
   if (pair.type == SOCK_STREAM && !task.labels_sockets) {
-    Lock lock(mutex_);
+    TaskLock lock(mutex_);
     if (streams_ready_ > 0) {
       std::ranges::copy(stream_pool_[--streams_ready_], ends);
       return {};
@@ -462,7 +462,7 @@ bool Launcher::make_stream() {
   if (call(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) < 0) {
     return false;
   }
-  Lock lock(mutex_);
+  TaskLock lock(mutex_);
   stream_pool_[streams_ready_++] = pair; // by this task alone
   return true;
 }
@@ -475,7 +475,7 @@ void Launcher::refill_below_half(std::uint32_t left) {
 
 void Launcher::finish(Launch* launch) {
   {
-    Lock lock(mutex_);
+    TaskLock lock(mutex_);
     done_.push(launch);
   }
   const std::uint64_t one = 1;

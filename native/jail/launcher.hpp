@@ -175,7 +175,7 @@ private:
   sys::Fd done_event_;
   std::vector<std::unique_ptr<Task>> tasks_;
 
-  sys::Mutex mutex_; // guards all below
+  sys::TaskMutex mutex_; // guards all below
   // Each wakes as few as it must: every task that wakes during a launch takes a
   // processor from Node, from the monitor, or from the kernel's work for it.
   sys::Changed work_;                            // for launch tasks

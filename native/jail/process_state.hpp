@@ -75,11 +75,11 @@ public:
   NotDumpable& operator=(const NotDumpable&) = delete;
 
   /// Keeps launches that wait for each other away.
-  static sys::Mutex& mutex() { return mutex_; }
+  static sys::TaskMutex& mutex() { return mutex_; }
 
 private:
   bool alone_;
-  static inline sys::Mutex mutex_;
+  static inline sys::TaskMutex mutex_;
   static inline int users_ = 0;
   static inline long before_ = 1;
 };

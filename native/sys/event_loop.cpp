@@ -107,6 +107,10 @@ void EventLoop::turn(int milliseconds, void (*after)(void* context), void* conte
     if (after != nullptr) {
       after(context);
     }
+    if (!happened_.empty()) {
+      lock_.unlock(); // whoever waits for it has a turn
+      lock_.lock();
+    }
   }
   call_due(after, context);
 }

@@ -1,5 +1,6 @@
-// A mutex and a wake-up counter on futexes. Not std::mutex: launcher tasks of
-// rootless callers share this memory without being threads that libc knows.
+// Mutexes and a wake-up counter on futexes. Not std::mutex: launcher tasks of rootless
+// callers share this memory without being threads that libc knows, and the monitor has
+// no libc.
 #pragma once
 
 #include "sys/syscall.hpp"
@@ -26,7 +27,8 @@ inline void futex_wake(std::atomic<std::uint32_t>& word, int waiters) {
   call(__NR_futex, &word, 129 /* FUTEX_WAKE_PRIVATE */, waiters);
 }
 
-class Mutex {
+/// For tasks that may be killed while they wait.
+class TaskMutex {
 public:
   void lock() {
     std::uint32_t state = 0;
@@ -49,16 +51,60 @@ private:
   std::atomic<std::uint32_t> word_{0};
 };
 
-class Lock {
+/// Given in the order in which it is asked for: who takes it again and again, as a busy
+/// event loop does, keeps nobody waiting for long, whatever a guest has its vCPUs do. Only
+/// for threads that end together: one that is gone while it waits is waited for by all
+/// behind it.
+class Mutex {
 public:
-  explicit Lock(Mutex& mutex) : mutex_(mutex) { mutex_.lock(); }
-  ~Lock() { mutex_.unlock(); }
-  Lock(const Lock&) = delete;
-  Lock& operator=(const Lock&) = delete;
+  void lock() {
+    const std::uint32_t mine = next_.fetch_add(1);
+    for (int spins = 0;; ++spins) {
+      const std::uint32_t served = served_.load();
+      if (served == mine) {
+        return;
+      }
+      if (spins < max_spins) {
+        asm volatile("pause");
+      } else {
+        call(__NR_futex, &served_, 137 /* FUTEX_WAIT_BITSET_PRIVATE */, served, nullptr, nullptr,
+             bit_of(mine));
+      }
+    }
+  }
+  void unlock() {
+    const std::uint32_t following = served_.load(std::memory_order_relaxed) + 1;
+    served_.store(following);
+    if (next_.load() != following) {
+      call(__NR_futex, &served_, 138 /* FUTEX_WAKE_BITSET_PRIVATE */, 1 << 30, nullptr, nullptr,
+           bit_of(following));
+    }
+  }
 
 private:
-  Mutex& mutex_;
+  /// What a short section takes, rather than to sleep and be woken.
+  static constexpr int max_spins = 50;
+
+  /// Of who is woken: the one whose turn it is, and those 32 behind it and so on.
+  static std::uint32_t bit_of(std::uint32_t ticket) { return 1u << ticket % 32; }
+
+  std::atomic<std::uint32_t> next_{0};
+  std::atomic<std::uint32_t> served_{0};
 };
+
+template <typename Kind> class LockOf {
+public:
+  explicit LockOf(Kind& mutex) : mutex_(mutex) { mutex_.lock(); }
+  ~LockOf() { mutex_.unlock(); }
+  LockOf(const LockOf&) = delete;
+  LockOf& operator=(const LockOf&) = delete;
+
+private:
+  Kind& mutex_;
+};
+
+using Lock = LockOf<Mutex>;
+using TaskLock = LockOf<TaskMutex>;
 
 /// Tells tasks that something changed. A waiter reads count() first, then looks at
 /// what it waits for, then calls wait() with that count: no wake-up is lost.

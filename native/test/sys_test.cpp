@@ -1,16 +1,24 @@
 #include "sys/clock.hpp"
 #include "sys/fd.hpp"
+#include "sys/futex.hpp"
 #include "sys/mapping.hpp"
 #include "sys/result.hpp"
 #include "sys/syscall.hpp"
 #include "test/unit.hpp"
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <fcntl.h>
+#include <fstream>
+#include <iterator>
 #include <memory>
+#include <string>
 #include <string_view>
+#include <thread>
 #include <type_traits>
 #include <unistd.h>
+#include <vector>
 
 using namespace casemate::sys;
 
@@ -133,4 +141,85 @@ TEST("the clock is CLOCK_MONOTONIC and never goes back") {
   std::uint64_t after = monotonic_ns();
   CHECK(before <= libc);
   CHECK(libc <= after);
+}
+
+namespace {
+
+/// Whether a thread of this process sleeps; proc_pid_stat(5).
+bool sleeps(long thread) {
+  std::ifstream file("/proc/self/task/" + std::to_string(thread) + "/stat");
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  return text.substr(text.rfind(')') + 2, 1) == "S";
+}
+
+} // namespace
+
+TEST("a mutex is given in the order in which it was asked for, also to more than 32") {
+  Mutex mutex;
+  std::vector<int> order;
+  std::vector<std::thread> threads;
+  mutex.lock();
+  for (int i = 0; i < 40; ++i) {
+    std::atomic<long> id{0};
+    threads.emplace_back([&, i] {
+      id = call(__NR_gettid);
+      const LockOf held(mutex);
+      order.push_back(i);
+    });
+    while (id == 0 || !sleeps(id)) {
+      std::this_thread::yield();
+    }
+  }
+  mutex.unlock();
+  mutex.lock(); // behind all of them
+  CHECK_EQ(order.size(), 40u);
+  CHECK(std::ranges::is_sorted(order));
+  mutex.unlock();
+  for (auto& thread : threads) {
+    thread.join();
+  }
+}
+
+template <typename Kind> static void check_exclusion() {
+  Kind mutex;
+  long count = 0; // not atomic
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (int round = 0; round < 20'000; ++round) {
+        const LockOf held(mutex);
+        ++count;
+      }
+    });
+  }
+  for (auto& thread : threads) {
+    thread.join();
+  }
+  CHECK_EQ(count, 80'000);
+}
+
+TEST("only one at a time has a mutex") {
+  check_exclusion<Mutex>();
+  check_exclusion<TaskMutex>();
+}
+
+TEST("what is waited for with a mutex is seen, whoever brings it about") {
+  Mutex mutex;
+  Changed changed;
+  int turn = 0;
+  const auto play = [&](int mine) {
+    mutex.lock();
+    for (int round = 0; round < 1000; ++round) {
+      while (turn % 2 != mine) {
+        changed.wait(mutex);
+      }
+      ++turn;
+      changed.notify_all();
+    }
+    mutex.unlock();
+  };
+  std::thread other(play, 1);
+  play(0);
+  other.join();
+  CHECK_EQ(turn, 2000);
 }
