@@ -3,6 +3,9 @@
  *
  * @packageDocumentation
  */
+export type { ExecOptions, ReadFileOptions, RequestOptions, WriteFileOptions } from './agent/options.js';
+export type { ExecResult, GuestExit, GuestProcess } from './agent/process.js';
+export type { TerminalSize } from './agent/protocol.js';
 export { CasemateError, type ErrorCode, type SystemErrorCause } from './errors.js';
 export type { TimelineStep } from './jail/launcher.js';
 export type { JailOptions, LayerName, LayerState } from './jail/profiles.js';
@@ -12,7 +15,7 @@ export type { Evidence, EvidenceLayer } from './vm/evidence.js';
 export { describeExit, type VmExit } from './vm/exit.js';
 export { launch, warmUp } from './vm/launch.js';
 export type { IoLimit, Limits } from './vm/limits.js';
-export type { FileSource, LaunchOptions } from './vm/options.js';
+export type { AgentOptions, FileSource, LaunchOptions } from './vm/options.js';
 export type { RateLimit } from './vm/rate-limit.js';
 export type { Timeline } from './vm/timeline.js';
 export { Vm, type VmEvents, type VmState } from './vm/vm.js';

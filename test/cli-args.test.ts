@@ -101,7 +101,19 @@ test('run takes a kernel with its initrd and command line instead of a guest', (
   };
   t.deepEqual(parseCommand(argv), expected);
   t.deepEqual(parseCommand(['run', '-k', 'vmlinux']), { ...plain, kernel: 'vmlinux' });
-  t.throws(() => parseCommand(['run', '-k', 'vmlinux', 'guest']), unusable);
+});
+
+test('what stands behind the options of a kernel is a command in its guest', (t) => {
+  const argv = ['run', '-k', 'auto', '-u', 'guest', '--modules', 'dir', '--', 'sh', '-c', 'uname -a'];
+  t.deepEqual(parseCommand(argv), {
+    ...plain,
+    kernel: 'auto',
+    command: ['sh', '-c', 'uname -a'],
+    user: 'guest',
+    modules: 'dir',
+  });
+  t.throws(() => parseCommand(['run', '-k', 'vmlinux', '--user', 'guest']), unusable);
+  t.throws(() => parseCommand(['run', '--modules', 'dir', 'guest.elf']), unusable);
 });
 
 test('everything behind the guest is its own, dashes or not', (t) => {

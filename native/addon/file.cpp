@@ -40,20 +40,21 @@ Napi::Function File::define(Napi::Env env) {
                       InstanceMethod<&File::close>("close")});
 }
 
-/// new File(path | bytes), new File(path | fd, 'disk' | 'writable-disk'); new File(0) is empty,
-/// and not sealed yet
+/// new File(path | bytes), new File(bytes, 'kept'), new File(path | fd, 'disk' |
+/// 'writable-disk'); new File(0) is empty, and not sealed yet
 File::File(const Napi::CallbackInfo& info) : Napi::ObjectWrap<File>(info) {
   Napi::Env env = info.Env();
-  if (info[1].IsString()) {
+  if (info[0].IsTypedArray()) {
+    fd_ = make_memfd(env, "casemate", info[0], all_seals);
+    size_ = static_cast<double>(info[0].As<Napi::Uint8Array>().ByteLength());
+    is_kept_ = info[1].IsString();
+  } else if (info[1].IsString()) {
     open_disk(env, info[0], info[1].As<Napi::String>().Utf8Value() == "writable-disk");
   } else if (info[0].IsString()) {
     open(env, info[0].As<Napi::String>(), O_RDONLY);
-  } else if (info[0].IsNumber()) {
+  } else {
     fd_ = make_memfd(env, "casemate", info[0], 0);
     is_kept_ = true;
-  } else {
-    fd_ = make_memfd(env, "casemate", info[0], all_seals);
-    size_ = static_cast<double>(info[0].As<Napi::Uint8Array>().ByteLength());
   }
 }
 

@@ -8,8 +8,8 @@ namespace casemate::addon {
 
 /// A file that a launch is given: owned by its object from the call that opens it, so
 /// that a worker which is terminated between that call and the launch leaves nothing open.
-/// One that is made empty is to be filled by a launch and read by others: it is kept, and
-/// each of them has a copy of the descriptor.
+/// One that is made empty is to be filled by a launch and read by others: it is kept, as one
+/// of bytes that many launches read is, and each of them has a copy of the descriptor.
 class File : public Napi::ObjectWrap<File> {
 public:
   static Napi::Function define(Napi::Env env);

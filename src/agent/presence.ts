@@ -45,14 +45,17 @@ export class Presence {
         this.gone(agentError('agent', 'The agent said something that is none of the protocol'));
     });
     stream.on('end', () => stream.destroy());
-    stream.on('close', () => this.gone(agentError('agent', "The guest's agent has gone")));
+    stream.on('close', () => {
+      if (this.#state === 'there') this.gone(agentError('agent', "The guest's agent has gone"));
+      if (this.#state === 'awaited') this.#stream = undefined; // it was not the agent, or that tries again
+    });
   }
 
   /** No request will be answered any more. */
   gone(error: Error): void {
     clearTimeout(this.#timer);
-    if (this.#state === 'gone') return;
-    if (this.#state === 'there') this.#ready = deferred();
+    // That its VM has ended says more than that its stream has.
+    if (this.#state !== 'awaited') this.#ready = deferred();
     this.#state = 'gone';
     this.#ready.reject(error);
     this.#stream?.destroy();

@@ -41,6 +41,10 @@ export interface RunOptions {
   readonly initrd?: readonly string[];
   readonly disks?: readonly { readonly path: string; readonly readOnly?: true }[];
   readonly cmdline?: string;
+  /** What a Linux guest runs, instead of being talked to on its console; who as; and modules of its kernel. */
+  readonly command?: readonly string[];
+  readonly user?: string;
+  readonly modules?: string;
   /** The guest's own arguments. */
   readonly args: readonly string[];
   readonly memoryMib?: number;
@@ -79,6 +83,8 @@ const RUN_OPTIONS = {
   initrd: { type: 'string', multiple: true },
   disk: { type: 'string', multiple: true },
   cmdline: { type: 'string' },
+  user: { type: 'string', short: 'u' },
+  modules: { type: 'string' },
   memory: { type: 'string', short: 'm' },
   vcpus: { type: 'string' },
   'memory-limit': { type: 'string' },
@@ -170,10 +176,13 @@ function diskOf(text: string): { path: string; readOnly?: true } {
 function parseRun(argv: readonly string[]): Command {
   const { values, rest } = parse('run', argv, RUN_OPTIONS);
   if (values.help) return { name: 'help', topic: 'run' };
-  const [guest, ...args] = rest;
+  const isLinux = values.kernel !== undefined;
+  const [guest, ...args] = isLinux ? [] : rest;
+  const command = isLinux && rest.length > 0 ? rest : undefined;
+  if (command === undefined && (values.user ?? values.modules) !== undefined) {
+    throw usage('run', '--user and --modules are for a command that runs with --kernel');
+  }
   const limits = parseLimits(values);
-  if (values.kernel !== undefined && guest !== undefined)
-    throw usage('run', `Unexpected argument '${guest}' with --kernel`);
   return {
     name: 'run',
     args,
@@ -185,6 +194,9 @@ function parseRun(argv: readonly string[]): Command {
     ...(values.initrd !== undefined && { initrd: values.initrd }),
     ...(values.disk !== undefined && { disks: values.disk.map(diskOf) }),
     ...(values.cmdline !== undefined && { cmdline: values.cmdline }),
+    ...(command !== undefined && { command }),
+    ...(values.user !== undefined && { user: values.user }),
+    ...(values.modules !== undefined && { modules: values.modules }),
     ...(values.memory !== undefined && { memoryMib: wholeNumber('run', '--memory', values.memory) }),
     ...(values.vcpus !== undefined && { vcpus: wholeNumber('run', '--vcpus', values.vcpus) }),
     ...(limits !== undefined && { limits }),

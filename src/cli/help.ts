@@ -7,7 +7,7 @@ export const HELP: Readonly<Record<Topic, string>> = {
 Usage: casemate <command>
 
 Commands:
-  run [guest] [args...]  launch a VM and run a guest program in it
+  run [guest] [args...]  launch a VM and run a guest program, or a Linux and a command in it
   image SOURCE IMAGE     make an initrd or a root disk for Linux guests
   bench                  measure how long launches take here
   doctor                 check whether this machine can, and what to do if not
@@ -25,6 +25,7 @@ Start here:
   run: `Launches a VM and runs a guest program in it.
 
 Usage: casemate run [options] [guest] [args...]
+       casemate run --kernel FILE [options] [--] [command] [args...]
 
 The guest is a bare-metal program: a 64-bit ELF executable linked statically, or a flat binary.
 Without one, the guest that comes with casemate says hello. Options of casemate stand before the guest;
@@ -32,6 +33,8 @@ everything behind it is the guest's own. What you type or pipe in is the guest's
 printed, and its exit code is the exit code of this command. Ctrl-C ends the VM.
 
 With --kernel the guest is a Linux: its serial console is what is typed and printed, and it ends by powering off.
+With a command behind the options casemate's agent in that guest runs it, as ssh would: its input, its output, its
+terminal where this is one, signals and its exit code. When it has ended the guest is powered off.
 
 Options:
   -k, --kernel FILE  a Linux kernel (bzImage or vmlinux) instead of a guest; "auto" is the one that this host runs
@@ -39,6 +42,8 @@ Options:
       --disk PATH[,ro]
                      a disk of it, a file or a block device; the first is /dev/vda, and so on
       --cmdline TEXT its whole command line (default: console=ttyS0 quiet panic=-1 pci=off)
+  -u, --user USER    who the command runs as: a name in the guest, or uid:gid (default: root)
+      --modules DIR  modules of the kernel, /lib/modules/<version>: what of them the agent needs is brought along
   -m, --memory MIB   memory of the VM in MiB, an even number (default: 16, with --kernel 256)
       --vcpus N      vCPUs of a Linux (default: 1)
   -i, --input FILE   a file that the guest finds in its memory
@@ -55,6 +60,8 @@ Exit codes:
   0 to 255           the guest's own; 0 where a Linux powered off, 1 where it asked for a restart
   124                the time given with --timeout passed
   125                casemate itself failed; the message says why and what to do
+  126, 127           the guest cannot run the command; it has none of that name
+  128 + N            signal N ended the command in a Linux guest
   130, 143, 129      ended by Ctrl-C, SIGTERM or SIGHUP
   134                the guest crashed: a fault, a triple fault, a kernel's panic, a call that its machine does not
                      have
@@ -68,6 +75,7 @@ Examples:
   casemate run hello.elf world
   echo shout this | casemate run --timeout 1000 upper.elf
   casemate run --kernel auto --initrd initrd.img --memory 512
+  casemate run --kernel auto --initrd initrd.img -- sh -c 'uname -a'
 `,
 
   image: `Makes an initrd or a root disk for Linux guests, without root and without mounting anything.

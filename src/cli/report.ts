@@ -1,11 +1,14 @@
 import { isUtf8 } from 'node:buffer';
+import { constants } from 'node:os';
 import { CasemateError } from '../errors.js';
-import type { Evidence, Timeline, VmExit } from '../index.js';
+import type { Evidence, ExecResult, Timeline, VmExit } from '../index.js';
 import { columns } from './format.js';
 
 // The numbers of timeout(1) and docker for the same things.
 const TIMED_OUT = 124;
 const FAILED = 125;
+const NOT_RUN = 126;
+const NOT_FOUND = 127;
 const CRASHED = 134; // as a program that aborted itself
 const KILLED = 137;
 const REBOOTED = 1;
@@ -36,10 +39,16 @@ export function exitCodeOf(exit: VmExit): number {
   }
 }
 
+/** The exit code of `casemate run` for a command in a guest: the command's own, or what a shell has for its signal. */
+export function exitCodeOfCommand({ code, signal }: ExecResult): number {
+  return signal === null ? (code as number) : 128 + (constants.signals[signal] ?? 0);
+}
+
 /** The exit code of casemate where there is no VM to have ended. */
 export function exitCodeOfError(error: unknown): number {
   if (!(error instanceof CasemateError)) return FAILED;
   if (error.code === 'ERR_CASEMATE_TIMEOUT') return TIMED_OUT;
+  if (error.code === 'ERR_CASEMATE_GUEST_SYSTEM') return error.errno === -constants.errno.ENOENT ? NOT_FOUND : NOT_RUN;
   // The guest did run, if only up to its first hypercall.
   return error.code === 'ERR_CASEMATE_EARLY_EXIT' ? exitCodeOf(error.cause as VmExit) : FAILED;
 }
@@ -110,13 +119,21 @@ export function resultToJson(result: {
   readonly printed: Buffer;
   readonly timeline: Timeline | undefined;
   readonly evidence: Evidence | undefined;
+  readonly command: ExecResult | undefined;
 }): string {
-  const { id, exit, printed, timeline, evidence } = result;
+  const { id, exit, printed, timeline, evidence, command } = result;
   return toJson({
     id,
-    exitCode: exitCodeOf(exit),
+    exitCode: command === undefined ? exitCodeOf(exit) : exitCodeOfCommand(command),
     exit,
-    ...(isUtf8(printed) ? { console: printed.toString('utf8') } : { consoleBase64: printed.toString('base64') }),
+    ...(command === undefined
+      ? asText('console', printed)
+      : {
+          code: command.code,
+          signal: command.signal,
+          ...asText('stdout', command.stdout),
+          ...asText('stderr', command.stderr),
+        }),
     ...(timeline && {
       timeline: {
         doorbellUs: microseconds(timeline.t1 - timeline.t0),
@@ -127,6 +144,10 @@ export function resultToJson(result: {
     ...(evidence && { evidence }),
   });
 }
+
+/** Bytes as text, where they are some. */
+const asText = (name: string, bytes: Buffer) =>
+  isUtf8(bytes) ? { [name]: bytes.toString('utf8') } : { [`${name}Base64`]: bytes.toString('base64') };
 
 /** What `casemate run --json` prints where no VM came to run. */
 export function errorToJson(error: unknown): string {

@@ -1,10 +1,19 @@
 import { basename } from 'node:path';
 import type { Duplex, Readable } from 'node:stream';
 import { finished } from 'node:stream/promises';
-import { describeExit, type Evidence, type LaunchOptions, launch, type Vm, type VmExit } from '../index.js';
+import {
+  describeExit,
+  type Evidence,
+  type ExecResult,
+  type LaunchOptions,
+  launch,
+  type Vm,
+  type VmExit,
+} from '../index.js';
 import type { RunOptions } from './args.js';
+import { runCommand } from './command.js';
 import { hostKernel } from './host-kernel.js';
-import { errorToJson, exitCodeOf, renderEvidence, renderTimeline, resultToJson } from './report.js';
+import { errorToJson, exitCodeOf, exitCodeOfCommand, renderEvidence, renderTimeline, resultToJson } from './report.js';
 
 /** Exit codes for the ends that are not the guest's own; a shell's where it has one. */
 const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
@@ -28,6 +37,12 @@ export async function run(options: RunOptions): Promise<number> {
 
 async function runGuest(options: RunOptions, signal: AbortSignal): Promise<number> {
   if (!options.json && (options.timeline || options.evidence)) heading('The guest says');
+  if (options.command !== undefined) {
+    const { vm, exit, evidence, result } = await runCommand(options, launchOptions(options, signal));
+    if (signal.aborted) return signal.reason;
+    report(options, vm, exit, evidence, Buffer.alloc(0), result);
+    return result === undefined ? exitCodeOf(exit) : exitCodeOfCommand(result);
+  }
   await using vm = await launch(launchOptions(options, signal));
   const output = options.json ? collect(vm.console, signal) : passOn(vm.console, signal);
   passIn(vm.console);
@@ -86,10 +101,17 @@ async function ended(console: Readable, signal: AbortSignal): Promise<void> {
   await finished(console, { writable: false, signal }).catch(() => undefined);
 }
 
-function report(options: RunOptions, vm: Vm, exit: VmExit, evidence: Evidence | undefined, printed: Buffer): void {
+function report(
+  options: RunOptions,
+  vm: Vm,
+  exit: VmExit,
+  evidence: Evidence | undefined,
+  printed: Buffer,
+  command?: ExecResult,
+): void {
   if (options.json) {
     const timeline = options.timeline ? vm.timeline : undefined;
-    process.stdout.write(`${resultToJson({ id: vm.id, exit, printed, timeline, evidence })}\n`);
+    process.stdout.write(`${resultToJson({ id: vm.id, exit, printed, timeline, evidence, command })}\n`);
     return;
   }
   if (options.timeline) {
@@ -100,7 +122,8 @@ function report(options: RunOptions, vm: Vm, exit: VmExit, evidence: Evidence | 
     heading('The jail, as the kernel shows it from outside');
     process.stderr.write(renderEvidence(evidence));
   }
-  if (exit.reason !== 'exit' && exit.reason !== 'poweroff') process.stderr.write(`casemate: ${describeExit(exit)}\n`);
+  const isExpected = exit.reason === 'exit' || exit.reason === 'poweroff' || command !== undefined;
+  if (!isExpected) process.stderr.write(`casemate: ${describeExit(exit)}\n`);
 }
 
 function heading(text: string): void {

@@ -1,4 +1,5 @@
 import { onAbort } from '../abort.js';
+import { agentInitrd } from '../agent/initrd.js';
 import { deadline } from '../deadline.js';
 import { abortError, CasemateError } from '../errors.js';
 import { checkLimits, type LimitedCgroup, limitedCgroup } from '../jail/cgroup.js';
@@ -108,7 +109,7 @@ function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Be
       flags: configurationFlags(options),
       format: options.format,
       vcpus: options.vcpus,
-      inputs: options.inputs.length,
+      inputs: inputCount(options),
       pageShift: pageShifts[options.hugePages ?? 'any'],
       cpl: options.cpl,
       cpuid,
@@ -124,8 +125,13 @@ function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Be
       networkNamespace: options.jail.networkNamespaceFd,
       cgroup: cgroup?.handle.fd ?? options.jail.cgroupFd,
     };
-    options.inputs.forEach((file, i) => {
-      descriptors[inputName(i)] = files.open(names.input(options.inputs, i), file);
+    const { agent, inputs } = options;
+    if (agent !== undefined) {
+      descriptors[inputName(0)] = agentInitrd(agent.modules, options.devices.flatMap(driversOf));
+    }
+    const first = inputCount(options) - inputs.length;
+    inputs.forEach((file, i) => {
+      descriptors[inputName(first + i)] = files.open(names.input(inputs, i), file);
     });
     const launching = runLaunch({ plan, descriptors, configuration, cgroup: cgroup?.handle });
     return { plan, launching, limits: cgroup?.files, resources };
@@ -162,6 +168,19 @@ const linuxNames = {
   guest: 'options.kernel',
   input: ({ length }: readonly unknown[], i: number) => (length === 1 ? 'options.initrd' : `options.initrd[${i}]`),
 };
+/** The agent's initrd is the first of them: whatever the others are, it is unpacked. */
+const inputCount = ({ agent, inputs }: ParsedOptions): number => inputs.length + (agent === undefined ? 0 : 1);
+
+/** What a kernel has as modules to use a device, and a disk that is its root; and to say that it panics. */
+const drivers: Partial<Record<Device['type'], readonly string[]>> = {
+  rng: ['pvpanic_mmio'],
+  block: ['virtio_blk', 'ext4', 'erofs'],
+  net: ['virtio_net'],
+  console: ['virtio_console'],
+  balloon: ['virtio_balloon'],
+};
+const driversOf = ({ type }: Device): readonly string[] => drivers[type] ?? [];
+
 const bornInCgroup = ({ limits, jail }: ParsedOptions): boolean => limits !== undefined || jail.cgroupFd !== undefined;
 
 const hasVsock = ({ devices }: ParsedOptions): boolean => devices.some(({ type }) => type === 'vsock');
@@ -188,6 +207,7 @@ function takeOver(id: string, options: ParsedOptions, { plan, launching, limits,
       ? { output: plan.slots.get('ourConsoleOut') as number, input: plan.slots.get('ourConsoleIn') as number }
       : undefined,
     startPaused: options.startPaused,
+    agent: options.agent,
     devices: options.devices.map(({ option }) => option),
     vsock: hasVsock(options) ? { label: jail.selinuxContext } : undefined,
     ended: (exit) => channels.exit.publish({ id, vm, exit }),
@@ -362,7 +382,8 @@ function configurationFlags({ console, jail, startPaused }: ParsedOptions): numb
 }
 
 /** The numbers of the descriptors that a monitor is born with. */
-function bornWith({ console, inputs, jail, devices }: ParsedOptions): number[] {
+function bornWith(options: ParsedOptions): number[] {
+  const { console, jail, devices } = options;
   const { control, kvm, guest, lease } = wire.descriptors;
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
   return [
@@ -373,7 +394,7 @@ function bornWith({ console, inputs, jail, devices }: ParsedOptions): number[] {
     kvm,
     guest,
     ...(console ? [wire.descriptors.consoleOut, wire.descriptors.consoleIn] : []),
-    ...wire.descriptors.inputs.slice(0, inputs.length),
+    ...wire.descriptors.inputs.slice(0, inputCount(options)),
     ...(ownUserId ? [lease] : []),
     ...descriptorsOf(devices).map((_, index) => wire.descriptors.devices + index),
   ];
@@ -388,16 +409,17 @@ const plans = new Map<string, LaunchPlan>();
 
 /** The plan of a launch: the same for all launches that ask for the same jail. */
 function planFor(options: ParsedOptions, resources: MonitorLimits): LaunchPlan {
-  const { jail, console, inputs } = options;
+  const { jail, console } = options;
+  const inputs = inputCount(options);
   const cgroup = bornInCgroup(options);
   const devices = descriptorsOf(options.devices).map(({ name, source }) => ({
     name,
     isGiven: typeof source !== 'string',
   }));
-  const key = `${jail.key} ${console} ${inputs.length} ${cgroup} ${devices.map(({ name }) => name)} ${Object.values(resources)}`;
+  const key = `${jail.key} ${console} ${inputs} ${cgroup} ${devices.map(({ name }) => name)} ${Object.values(resources)}`;
   let plan = plans.get(key);
   if (plan === undefined) {
-    const monitor = { console, inputs: inputs.length, cgroup, devices, resources, numbers: wire.descriptors };
+    const monitor = { console, inputs, cgroup, devices, resources, numbers: wire.descriptors };
     plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
     });
@@ -422,5 +444,6 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   devNull();
   if (isLinux(parsed)) await kernelOf(parsed);
   if (parsed.guest === undefined) builtInGuest();
+  if (parsed.agent !== undefined) agentInitrd(parsed.agent.modules, parsed.devices.flatMap(driversOf));
   await poolsFilled();
 }

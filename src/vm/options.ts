@@ -1,3 +1,4 @@
+import { agentAbi } from '../agent/protocol.js';
 import { boolean, descriptor, integer, invalid, object, oneOf, string } from '../is.js';
 import type { CgroupSettings } from '../jail/cgroup.js';
 import { type Jail, type JailOptions, parseJail } from '../jail/profiles.js';
@@ -7,6 +8,17 @@ import { wire } from './wire.js';
 
 /** A file that the VM gets: its path, its contents, or a descriptor that stays the caller's. */
 export type FileSource = string | Uint8Array | { fd: number };
+
+/** What casemate's agent in a guest may need. */
+export interface AgentOptions {
+  /**
+   * The modules of the guest's kernel, `/lib/modules/<version>`: of them it gets what the agent and the VM's devices
+   * need. Default: none, for kernels that have these built in, and initrds that bring them.
+   */
+  modules?: string;
+  /** How long it may take from the launch until the agent answers, in milliseconds. Default 60000. */
+  startTimeoutMs?: number;
+}
 
 /** What {@link launch} takes. Every option has a default. */
 export interface LaunchOptions {
@@ -41,9 +53,15 @@ export interface LaunchOptions {
   /** How `kernel` is started: by the 64-bit boot protocol of Linux, `'linux'`, the default, or by `'pvh'`. */
   bootProtocol?: 'linux' | 'pvh';
   /**
-   * Whether the guest has a vsock device: {@link Vm.connect} and {@link Vm.listen}. Its CID is 3. Default false.
+   * Whether the guest has a vsock device: {@link Vm.connect} and {@link Vm.listen}. Its CID is 3. Default false,
+   * with `agent` true.
    */
   vsock?: boolean;
+  /**
+   * Runs casemate's agent in the guest of `kernel`: {@link Vm.exec}, {@link Vm.readFile}, {@link Vm.writeFile},
+   * {@link Vm.powerOff}; docs/agent.md. It comes in an initrd of its own, in front of `initrd`. Default false.
+   */
+  agent?: boolean | AgentOptions;
   /** What `guest` is. Default `'auto'`: ELF by its first bytes, flat otherwise. */
   format?: 'auto' | 'elf' | 'flat';
   /** The guest's arguments. `argv[0]` is its name, as everywhere; it is {@link LaunchOptions.name} and not given here. */
@@ -85,6 +103,12 @@ export interface LaunchOptions {
   signal?: AbortSignal;
 }
 
+/** Likewise checked. */
+export interface ParsedAgent {
+  readonly modules: string | undefined;
+  readonly startTimeoutMs: number;
+}
+
 /** Checked options, with their defaults. */
 export interface ParsedOptions {
   /** Of a Linux guest its kernel. Undefined: the built-in one. */
@@ -97,6 +121,7 @@ export interface ParsedOptions {
   /** Of a Linux guest, in the order in which it finds them. */
   readonly devices: readonly Device[];
   readonly memoryMib: number;
+  readonly agent: ParsedAgent | undefined;
   readonly hugePages: '2M' | '1G' | undefined;
   readonly vcpus: number;
   readonly cpl: 0 | 3;
@@ -124,6 +149,7 @@ const known = [
   'hugePages',
   'vcpus',
   'vsock',
+  'agent',
   'cpl',
   'console',
   'limits',
@@ -150,7 +176,7 @@ function defaultCmdlineOf({ initrd }: Record<string, unknown>, devices: readonly
 
 /** Options that only bare-metal guests have, and those that only Linux guests have. */
 const bareMetalOnly = ['guest', 'format', 'args', 'input', 'cpl', 'name'] as const;
-const linuxOnly = ['initrd', 'cmdline', 'bootProtocol', 'disks', 'hugePages', 'vcpus', 'vsock'] as const;
+const linuxOnly = ['initrd', 'cmdline', 'bootProtocol', 'agent', 'disks', 'hugePages', 'vcpus', 'vsock'] as const;
 
 /** Refuses bad options before anything is created. */
 export function parseOptions(options: unknown): ParsedOptions {
@@ -194,7 +220,7 @@ export function parseOptions(options: unknown): ParsedOptions {
 
 type GuestOptions = Pick<
   ParsedOptions,
-  'guest' | 'format' | 'args' | 'inputs' | 'devices' | 'hugePages' | 'vcpus' | 'cpl'
+  'guest' | 'format' | 'args' | 'inputs' | 'agent' | 'devices' | 'hugePages' | 'vcpus' | 'cpl'
 >;
 
 function parseBareMetal(given: Record<string, unknown>): GuestOptions {
@@ -208,6 +234,7 @@ function parseBareMetal(given: Record<string, unknown>): GuestOptions {
     args: [argv0, ...parseArgs(args, argv0)],
     inputs: input === undefined ? [] : [parseFile('options.input', input)],
     hugePages: undefined,
+    agent: undefined,
     devices: [],
     vcpus: 1,
     cpl,
@@ -216,10 +243,15 @@ function parseBareMetal(given: Record<string, unknown>): GuestOptions {
 
 function parseLinux(given: Record<string, unknown>): GuestOptions {
   refuse(given, bareMetalOnly, 'with options.kernel');
-  const devices = parseDevices(given);
+  const agent = parseAgent(given.agent ?? false);
+  if (agent !== undefined && given.vsock === false) {
+    throw invalid('options.vsock', 'true with options.agent, which is reached by it', false);
+  }
+  const devices = parseDevices({ ...given, vsock: given.vsock ?? agent !== undefined });
   const { kernel, initrd, cmdline = defaultCmdlineOf(given, devices) } = given;
   const { bootProtocol = 'linux', hugePages, vcpus = 1 } = given;
-  const line = string('options.cmdline', cmdline);
+  const line =
+    agent === undefined ? string('options.cmdline', cmdline) : startingAgent(string('options.cmdline', cmdline));
   const most = wire.maxCommandLine - 1;
   if (Buffer.byteLength(line) > most) {
     throw invalid('options.cmdline', `a string of at most ${most} bytes`, `${Buffer.byteLength(line)} bytes`);
@@ -228,7 +260,8 @@ function parseLinux(given: Record<string, unknown>): GuestOptions {
     guest: parseFile('options.kernel', kernel),
     format: oneOf('options.bootProtocol', bootProtocol, ['linux', 'pvh']),
     args: [line],
-    inputs: parseInitrds(initrd),
+    inputs: parseInitrds(initrd, wire.maxInitrds - (agent === undefined ? 0 : 1)),
+    agent,
     hugePages: hugePages === undefined ? undefined : oneOf('options.hugePages', hugePages, ['2M', '1G']),
     devices,
     vcpus: integer('options.vcpus', vcpus, 1, wire.maxVcpus),
@@ -236,11 +269,28 @@ function parseLinux(given: Record<string, unknown>): GuestOptions {
   };
 }
 
-function parseInitrds(value: unknown): FileSource[] {
+function parseAgent(value: unknown): ParsedAgent | undefined {
+  if (value === false) return undefined;
+  const expected = 'a boolean or an object';
+  const given = object('options.agent', value === true ? {} : value, ['modules', 'startTimeoutMs'], expected);
+  const { modules, startTimeoutMs = 60_000 } = given;
+  return {
+    modules: modules === undefined ? undefined : string('options.agent.modules', modules),
+    startTimeoutMs: integer('options.agent.startTimeoutMs', startTimeoutMs, 1, maxDelayMs),
+  };
+}
+
+/** The agent starts first, and then what would have been: in front, as words behind `--` are init's. */
+function startingAgent(line: string): string {
+  if (/(^|\s)rdinit=/.test(line)) throw invalid('options.cmdline', 'no rdinit= with options.agent', line);
+  return `rdinit=${agentAbi.path} ${line}`;
+}
+
+function parseInitrds(value: unknown, most: number): FileSource[] {
   if (value === undefined) return [];
   if (!Array.isArray(value)) return [parseFile('options.initrd', value)];
-  if (value.length === 0 || value.length > wire.maxInitrds) {
-    throw invalid('options.initrd', `an array of 1 to ${wire.maxInitrds} files`, `one of ${value.length}`);
+  if (value.length === 0 || value.length > most) {
+    throw invalid('options.initrd', `an array of 1 to ${most} files`, `one of ${value.length}`);
   }
   // Not value.map(), which leaves out the holes of a sparse array.
   return Array.from(value, (file, i) => parseFile(`options.initrd[${i}]`, file));

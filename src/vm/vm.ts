@@ -1,11 +1,14 @@
 import { EventEmitter } from 'node:events';
 import { constants } from 'node:os';
-import type { Duplex } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
+import type { ExecOptions, ReadFileOptions, WriteFileOptions } from '../agent/options.js';
+import type { GuestProcess } from '../agent/process.js';
 import { CasemateError } from '../errors.js';
 import { type ChildEnd, type Launching, type LaunchOutcome, unborn } from '../jail/launcher.js';
 import type { NativeChild } from '../jail/native.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
+import { GuestAgent } from './agent.js';
 import { Console } from './console.js';
 import { type Evidence, type EvidenceRequest, readEvidence } from './evidence.js';
 import { crashOf, exitOf, type VmExit } from './exit.js';
@@ -35,6 +38,8 @@ export interface VmParts {
   /** Slots of our ends of the console, undefined where there is none. */
   readonly console: { readonly output: number; readonly input: number } | undefined;
   readonly startPaused: boolean;
+  /** Undefined where its guest has none. */
+  readonly agent: { readonly startTimeoutMs: number } | undefined;
   /** Of its devices the options that they come from, in the monitor's order. */
   readonly devices: readonly string[];
   /** Undefined where it has none; else the SELinux label of its sockets, if any. */
@@ -65,6 +70,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   #timeline: (() => Timeline) | undefined;
   #console: Console | undefined;
   readonly #vsock: Vsock | undefined;
+  readonly #agent: GuestAgent | undefined;
   /** Why we killed it, where we did. */
   #ending: VmExit | undefined;
   #guestExit: ExitedEvent | undefined;
@@ -98,6 +104,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     });
     this.#resolveExited = exited;
     this.#vsock = parts.vsock && new Vsock(this.#child, parts.vsock.label);
+    this.#agent = parts.agent && new GuestAgent(this, parts.agent.startTimeoutMs);
     this.#child.watch(
       (bytes, size) => this.#onMessage(decodeEvent(bytes, size)),
       (code, signal, memoryEvents) => this.#onEnd({ code, signal, memoryEvents }),
@@ -214,6 +221,64 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     });
     this.#turn = turn.catch(() => {});
     return turn;
+  }
+
+  /**
+   * Runs a command in the guest, by the agent of a VM launched with `agent`. It may be called at once: the command waits
+   * for the guest to have booted.
+   *
+   * ```ts
+   * const { code, stdout } = await vm.exec(['uname', '-a']);
+   * ```
+   *
+   * @param argv - the program, as a path or to be looked for in its PATH, and its arguments. There is no shell.
+   * @throws CasemateError ERR_CASEMATE_INVALID_OPTION; ERR_CASEMATE_STATE for a VM without an agent. All else is told by
+   * the process.
+   */
+  exec(argv: readonly string[], options?: ExecOptions): GuestProcess {
+    return this.#guestAgent().exec(argv, options);
+  }
+
+  /**
+   * The contents of a file of the guest.
+   *
+   * @param path - absolute.
+   * @throws CasemateError ERR_CASEMATE_GUEST_SYSTEM with the guest's errno, ERR_CASEMATE_MAX_BYTES,
+   * ERR_CASEMATE_AGENT, ERR_CASEMATE_TIMEOUT, ERR_CASEMATE_CLOSED; ERR_CASEMATE_STATE for a VM without an agent. An
+   * AbortError where `signal` is aborted.
+   */
+  async readFile(path: string, options?: ReadFileOptions): Promise<Buffer> {
+    return this.#guestAgent().readFile(path, options);
+  }
+
+  /**
+   * Writes a file of the guest; one that is there gets new contents. It is not there at once: whoever reads it
+   * meanwhile sees a part of it.
+   *
+   * @param path - absolute; its folder must exist.
+   * @throws CasemateError as {@link Vm.readFile}; whatever a stream that is its source fails with.
+   */
+  async writeFile(path: string, data: string | Uint8Array | Readable, options?: WriteFileOptions): Promise<void> {
+    return this.#guestAgent().writeFile(path, data, options);
+  }
+
+  /**
+   * Ends the guest in order, and resolves as {@link Vm.exited} does: its processes are told to end, its disks have all
+   * that was written. Where the guest has an init of its own, its `poweroff` is run.
+   *
+   * @throws CasemateError ERR_CASEMATE_TIMEOUT where it still runs after `timeoutMs` (default 60000), which is not what
+   * ends it; as {@link Vm.readFile}.
+   */
+  async powerOff(options?: { timeoutMs?: number }): Promise<VmExit> {
+    return this.#guestAgent().powerOff(options);
+  }
+
+  #guestAgent(): GuestAgent {
+    if (this.#agent !== undefined) return this.#agent;
+    throw new CasemateError('ERR_CASEMATE_STATE', 'This VM was launched without an agent', {
+      step: 'agent',
+      remedy: 'Launch it with agent: true.',
+    });
   }
 
   /** Ends the VM at once and resolves when nothing of it is left. Harmless on one that has ended. */

@@ -58,21 +58,48 @@ export function program(path: string, contents: Uint8Array | string): Entry {
   return { type: 'file', path, mode: 0o755, contents };
 }
 
+/** Files of modules, in the order in which to load them, with what they need. */
+function moduleFiles(kernel: TestKernel, modules: readonly string[]): string[] {
+  const files = modules.flatMap((name) => {
+    const found = kernel.modules[name];
+    if (found === undefined) throw new Error(`${kernel.name} came without the module ${name}: test/rig/packages.js`);
+    return found;
+  });
+  return [...new Set(files)];
+}
+
+const moduleAt = (kernel: TestKernel, path: string, file: string): Entry =>
+  program(`${path}/${file}`, readFileSync(join(folder, kernel.name, 'modules', file)));
+
+const busybox = (): Entry => program('bin/busybox', readFileSync(join(folder, 'busybox')));
+
+const commands =
+  'sh cat dd echo env head id kill ls mount poweroff ps pwd reboot sha256sum sleep stty true tty uname wc yes'.split(
+    ' ',
+  );
+
+/** A root of busybox, some of its commands by their names, and no init: for the agent to be it. */
+export function busyboxRoot(files: readonly Entry[] = []): Entry[] {
+  return [
+    busybox(),
+    ...commands.map((name): Entry => ({ type: 'symlink', path: `bin/${name}`, target: 'busybox' })),
+    { type: 'file', path: 'etc/passwd', contents: 'root:x:0:0::/root:/bin/sh\nguest:x:1000:1001::/home:/bin/sh\n' },
+    { type: 'file', path: 'etc/group', contents: 'root:x:0:\nguest:x:1001:\nothers:x:1002:root,guest\n' },
+    ...files,
+  ];
+}
+
+/** What the agent loads before anything else. */
+export const agentModules = (kernel: TestKernel, modules: readonly string[]): Entry[] =>
+  moduleFiles(kernel, modules).map((file) => moduleAt(kernel, 'casemate/modules', file));
+
 /**
  * An initrd whose init mounts /proc, /sys and /dev, has the console for its streams, loads modules, runs these lines of
  * shell, and powers off. All of busybox's commands can be called by their names.
  */
 export function initrd(kernel: TestKernel, script: string, { modules = [], files = [] }: InitrdOptions = {}): Buffer {
-  const needed = new Set(
-    modules.flatMap((name) => {
-      const found = kernel.modules[name];
-      if (found === undefined) throw new Error(`${kernel.name} came without the module ${name}: test/rig/packages.js`);
-      return found;
-    }),
-  );
-  const drivers = [...needed].map((file) =>
-    program(`modules/${file}`, readFileSync(join(folder, kernel.name, 'modules', file))),
-  );
+  const needed = moduleFiles(kernel, modules);
+  const drivers = needed.map((file) => moduleAt(kernel, 'modules', file));
   // Of busybox the shell finds every command, once it finds itself in /proc.
   const init = `#!/bin/busybox sh
 export PATH=/bin
@@ -81,11 +108,10 @@ export PATH=/bin
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
-${[...needed].map((file) => `insmod /modules/${file}\n`).join('')}${script}
+${needed.map((file) => `insmod /modules/${file}\n`).join('')}${script}
 poweroff -f
 `;
-  const busybox = program('bin/busybox', readFileSync(join(folder, 'busybox')));
-  return cpio([busybox, ...drivers, ...files, program('init', init)]);
+  return cpio([busybox(), ...drivers, ...files, program('init', init)]);
 }
 
 /**

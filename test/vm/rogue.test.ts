@@ -123,7 +123,10 @@ const ofGuest = 0x8000_0000;
 
 for (const [what, acts] of [
   ['tells of a stream that there is not', [`stream ${closed} 7 0`]],
-  ['asks twice with one id', ['command', `stream ${requested} ${ofGuest} 80`, 'command', `stream ${requested} ${ofGuest} 80`]],
+  [
+    'asks twice with one id',
+    ['command', `stream ${requested} ${ofGuest} 80`, 'command', `stream ${requested} ${ofGuest} 80`],
+  ],
   ["asks with an id of Node's", [`stream ${requested} 7 80`]],
   ['asks with an id that is too large', [`stream ${requested} ${ofGuest + 1024} 80`]],
   ['answers what nobody has asked', [`stream ${connected} 1 0`]],

@@ -1,0 +1,137 @@
+/** The agent in real guests: what it is there, as init and beside one. Commands and files by it: test/agent. */
+import { createHash, randomBytes } from 'node:crypto';
+import { CasemateError, type LaunchOptions, launch, type Vm } from 'casemate';
+import { cpio, type Entry } from 'casemate/image';
+import { type ExecutionContext, requires } from '../helpers/index.js';
+import { agentModules, busyboxRoot, initrd, says, testKernel, testKernels } from '../helpers/linux.js';
+import { patience } from '../helpers/proc.js';
+
+// One after the other: where kernels can be tested at all, there is seldom memory for many.
+const test = requires('kvm', 'kernels').serial;
+
+const drivers = ['virtio_mmio', 'vmw_vsock_virtio_transport'];
+
+/** A guest of busybox whose init is the agent. */
+function options(more: LaunchOptions = {}, kernel = testKernel, files: readonly Entry[] = []): LaunchOptions {
+  return {
+    kernel: kernel.vmlinux,
+    initrd: cpio([...busyboxRoot(files), ...agentModules(kernel, drivers)]),
+    agent: { startTimeoutMs: 60_000 * patience },
+    startTimeoutMs: 60_000 * patience,
+    timeoutMs: 240_000 * patience,
+    ...more,
+  };
+}
+
+async function output(vm: Vm, script: string): Promise<string> {
+  const { stdout, stderr } = await vm.exec(['sh', '-c', script]);
+  return `${stdout}${stderr}`.trim();
+}
+
+async function refused(t: ExecutionContext, call: PromiseLike<unknown>, code: string): Promise<CasemateError> {
+  return (await t.throwsAsync(async () => await call, { instanceOf: CasemateError, code })) as CasemateError;
+}
+
+for (const kernel of testKernels) {
+  test(`${kernel.name}: a command waits for the guest to have booted, prints, and ends with its code`, async (t) => {
+    await using vm = await launch(options({}, kernel));
+    const { code, stdout, stderr } = await vm.exec(['sh', '-c', 'uname -r; echo to stderr >&2; exit 7']);
+    t.deepEqual([code, `${stdout}`, `${stderr}`], [7, `${kernel.version}\n`, 'to stderr\n']);
+    t.deepEqual(await vm.powerOff(), { reason: 'poweroff' });
+  });
+}
+
+test('as init the agent has set up what programs expect', async (t) => {
+  await using vm = await launch(options());
+  const mounts = (await output(vm, 'cat /proc/mounts')).split('\n').map((line) => line.split(' ')[1]);
+  for (const path of ['/proc', '/sys', '/sys/fs/cgroup', '/dev', '/dev/pts', '/dev/shm'])
+    t.true(mounts.includes(path), path);
+  t.is(await output(vm, 'cat /proc/1/comm'), 'agent');
+  t.regex(await output(vm, 'ls -ld /tmp'), /^drwxrwxrwt/);
+  t.is(await output(vm, 'cat /sys/class/net/lo/flags'), '0x9');
+  t.is(await output(vm, 'ls /casemate/modules'), '');
+  // Whoever leaves children behind leaves them to it.
+  await output(vm, '(sleep 0.1 &) &');
+  t.is(await output(vm, 'sleep 0.5; ps -o stat | grep -c Z || true'), '0');
+});
+
+test('commands have users, directories, variables, signals and terminals of the guest', async (t) => {
+  await using vm = await launch(options());
+  const { stdout } = await vm.exec(['sh', '-c', 'id -u; id -g; id -G; echo $HOME $USER $A; pwd'], {
+    user: 'guest',
+    cwd: '/tmp',
+    env: { A: 'variable' },
+  });
+  t.is(`${stdout}`, '1000\n1001\n1001 1002\n/home guest variable\n/tmp\n');
+  t.like(await vm.exec(['sh', '-c', 'kill -TERM $$']), { code: null, signal: 'SIGTERM' });
+  const sleeper = vm.exec(['sleep', '1000']);
+  await sleeper.started;
+  sleeper.kill('SIGHUP');
+  t.deepEqual(await sleeper.exited, { code: null, signal: 'SIGHUP' });
+  const terminal = await vm.exec(['sh', '-c', 'tty; stty size'], { tty: { columns: 111, rows: 22 }, user: 'guest' });
+  t.is(`${terminal.stdout}`, '/dev/pts/0\r\n22 111\r\n');
+  const error = await refused(t, vm.exec(['nothing']), 'ERR_CASEMATE_GUEST_SYSTEM');
+  t.like(error, { errno: -2, syscall: 'execve' });
+});
+
+test('megabytes go in and out, as streams and as files', async (t) => {
+  await using vm = await launch(options({ memoryMib: 512 }));
+  const bytes = randomBytes(8_000_000);
+  const { stdout } = await vm.exec(['cat'], { stdin: bytes });
+  t.true(stdout.equals(bytes));
+  await vm.writeFile('/tmp/file', bytes, { mode: 0o600 });
+  const sum = createHash('sha256').update(bytes).digest('hex');
+  t.is(await output(vm, 'sha256sum </tmp/file; ls -l /tmp/file | head -c 10'), `${sum}  -\n-rw-------`);
+  t.true((await vm.readFile('/tmp/file')).equals(bytes));
+  t.is((await refused(t, vm.readFile('/no/file'), 'ERR_CASEMATE_GUEST_SYSTEM')).syscall, 'open');
+});
+
+test('fifty commands run at once', async (t) => {
+  await using vm = await launch(options());
+  const all = await Promise.all(Array.from({ length: 50 }, (_, i) => vm.exec(['sh', '-c', `echo ${i}; exit ${i}`])));
+  t.deepEqual(
+    all.map(({ code, stdout }) => [code, `${stdout}`]),
+    all.map((_, i) => [i, `${i}\n`]),
+  );
+});
+
+test('beside an init of the guest it runs too', async (t) => {
+  const script = 'ln -s busybox /bin/poweroff; ln -s busybox /bin/cat; echo init runs; while :; do sleep 1000; done';
+  await using vm = await launch(
+    options({
+      initrd: [initrd(testKernel, script), cpio(agentModules(testKernel, drivers))],
+    }),
+  );
+  await says(vm, 'init runs');
+  t.is(`${(await vm.exec(['cat', '/proc/1/comm'])).stdout}`, 'init\n');
+  // Without -f it would ask process 1, which is a shell here.
+  await refused(t, vm.exec(['poweroff', '-f']), 'ERR_CASEMATE_AGENT');
+  t.deepEqual(await vm.exited, { reason: 'poweroff' });
+});
+
+test('a request that its guest does not live to answer is an error, and later ones too', async (t) => {
+  await using vm = await launch(options());
+  const sleeper = vm.exec(['sleep', '1000']);
+  await sleeper.started;
+  const killed = vm.kill();
+  await refused(t, sleeper, 'ERR_CASEMATE_AGENT');
+  await killed;
+  await refused(t, vm.exec(['true']), 'ERR_CASEMATE_CLOSED');
+  await refused(t, vm.readFile('/etc/passwd'), 'ERR_CASEMATE_CLOSED');
+});
+
+test('an agent that does not come is an error, after its time', async (t) => {
+  // Without the driver for vsock.
+  const initrdWithout = cpio(busyboxRoot());
+  await using vm = await launch(options({ initrd: initrdWithout, agent: { startTimeoutMs: 5000 * patience } }));
+  await refused(t, vm.exec(['true']), 'ERR_CASEMATE_AGENT');
+  t.is(vm.state, 'running');
+});
+
+test('the guest ends as poweroff and reboot ask the agent to', async (t) => {
+  for (const reason of ['poweroff', 'reboot'] as const) {
+    await using vm = await launch(options());
+    await vm.exec([reason]).then(undefined, () => undefined);
+    t.deepEqual(await vm.exited, { reason });
+  }
+});
