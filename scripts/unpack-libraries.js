@@ -8,10 +8,8 @@ import { fileURLToPath } from 'node:url';
 const packages = { z: 'zlib1g-dev', lzma: 'liblzma-dev', zstd: 'libzstd-dev', lz4: 'liblz4-dev', bz2: 'libbz2-dev' };
 
 /** gcc says where a file lies that it would link, or repeats the name. */
-function isThere(name) {
-  const file = `lib${name}.a`;
-  return spawnSync('gcc', [`-print-file-name=${file}`], { encoding: 'utf8' }).stdout?.trim() !== file;
-}
+const isThere = (name) =>
+  spawnSync('gcc', [`-print-file-name=lib${name}.a`], { encoding: 'utf8' }).stdout?.startsWith('/') ?? false;
 
 /** The packages to install. */
 export function missingPackages() {
