@@ -21,7 +21,19 @@ constexpr std::uint32_t all_seals =
 sys::SysError lock(int fd, bool is_writable) {
   struct flock all {};
   all.l_type = is_writable ? F_WRLCK : F_RDLCK;
-  return sys::check("fcntl(F_OFD_SETLK)", sys::call(__NR_fcntl, fd, F_OFD_SETLK, &all));
+  // A monitor's io_uring is taken apart behind its end, and its files with it: that one has
+  // gone is no reason to refuse the next one.
+  constexpr int tries = 25;
+  constexpr struct { long seconds, nanoseconds; } pause{0, 2'000'000};
+  long result = 0;
+  for (int i = 0; i < tries; ++i) {
+    result = sys::call(__NR_fcntl, fd, F_OFD_SETLK, &all);
+    if (result != -EAGAIN) {
+      break;
+    }
+    sys::call(__NR_nanosleep, &pause, nullptr);
+  }
+  return sys::check("fcntl(F_OFD_SETLK)", result);
 }
 
 /// Whether it is open for what the guest may do.

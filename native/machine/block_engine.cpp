@@ -37,10 +37,11 @@ sys::SysError BlockEngine::open(std::span<const int> files, bool may_use_ring) {
     }
   }
   auto told = sys::make_eventfd();
-  if (told) {
-    told_ = std::move(told).value();
+  if (!told) {
+    return told.error();
   }
-  return told.error();
+  told_ = std::move(told).value();
+  return {};
 }
 
 void BlockEngine::replace_descriptor(sys::Fd fd) {

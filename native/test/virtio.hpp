@@ -188,7 +188,7 @@ public:
     if ((read(mmio::status) & 8) == 0) {
       return false;
     }
-    for (std::uint16_t i = 0; i < queues.size(); ++i) {
+    for (std::uint16_t i = 0; i < device.queue_count(); ++i) {
       set_queue(i);
     }
     write(mmio::status, 15);
@@ -198,7 +198,7 @@ public:
   void reset() {
     write(mmio::status, 0);
     settle();
-    for (std::uint16_t i = 0; i < queues.size(); ++i) {
+    for (std::uint16_t i = 0; i < device.queue_count(); ++i) {
       queues[i] = DriverQueue(ram, i, queues[i].size);
       ram.write(queues[i].available, std::uint32_t{0});
       ram.write(queues[i].used, std::uint32_t{0});

@@ -2,7 +2,9 @@
  * Drivers that mean harm, against every device that a guest can have: their monitor gives them what they deserve, which
  * is a device that needs a reset. It does not crash, it does not grow, and other VMs hear nothing of it.
  */
-import { readFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { type LaunchOptions, launch, type Vm } from 'casemate';
 import {
@@ -363,8 +365,13 @@ function reader(vm: Vm): (size: number) => Promise<Buffer> {
   };
 }
 
+const diskPath = join(mkdtempSync(join(tmpdir(), 'casemate-hostile-')), 'disk');
+writeFileSync(diskPath, new Uint8Array(1 << 20));
+process.on('exit', () => rmSync(dirname(diskPath), { recursive: true }));
+
 const subjects: Readonly<Record<string, Subject>> = {
   rng: { index: 0, queues: 1, features: 0, options: {} },
+  disk: { index: 1, queues: 1, features: 1 << 9 /* flush */, options: { disks: [{ path: diskPath }] } },
 };
 
 for (const [name, subject] of Object.entries(subjects)) {

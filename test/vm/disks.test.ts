@@ -1,6 +1,15 @@
 /** Disks of Linux guests: what a guest and the host see of them, who may have one, and what becomes of failures. */
 import { once } from 'node:events';
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import ava from 'ava';
@@ -180,6 +189,38 @@ testLinux(
     t.deepEqual(await vm.exited, { reason: 'poweroff' });
   },
 );
+
+const ringSwitch = '/proc/sys/kernel/io_uring_disabled';
+
+testLinux('where the host forbids io_uring, threads serve disks, and it can be seen', async (t) => {
+  if (process.getuid?.() !== 0 || !existsSync(ringSwitch)) {
+    t.log('Not tried: only root can forbid it, and on kernels from 6.6 on');
+    return t.pass();
+  }
+  const before = readFileSync(ringSwitch, 'utf8');
+  t.teardown(() => writeFileSync(ringSwitch, before));
+  const served = async () => {
+    const path = disk('x', 8 << 20);
+    const script = `echo ready; read line
+      dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync 2>/dev/null; echo "wrote $?"
+      echo here | dd of=/dev/vda bs=512 seek=100 conv=sync,fsync 2>/dev/null; echo "wrote $?"
+      blkdiscard -o 8192 -l 4096 /dev/vda; echo "discarded $?"`;
+    await using vm = await launch(linux(script, { modules, disks: [{ path }] }));
+    await says(vm, 'ready');
+    const { ok, descriptors } = await vm.evidence();
+    t.true(ok);
+    vm.console.write('go\n');
+    t.regex(await says(vm, 'discarded 0'), /wrote 0\s+wrote 0/);
+    vm.console.resume();
+    t.deepEqual(await vm.exited, { reason: 'poweroff' });
+    t.is(readFileSync(path, 'latin1').slice(51200, 51205), 'here\n');
+    return descriptors.find(({ fd }) => fd === 1)?.target;
+  };
+  writeFileSync(ringSwitch, '0');
+  t.is(await served(), 'anon_inode:[io_uring]');
+  writeFileSync(ringSwitch, '2');
+  t.is(await served(), 'anon_inode:[eventfd]');
+});
 
 testLinux(
   'of a monitor that is killed while its guest writes, every block that was flushed is in the file',
