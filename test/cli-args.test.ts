@@ -46,6 +46,26 @@ test('bench takes how many launches and of how much memory', (t) => {
   t.throws(() => parseCommand(['bench', '50']), unusable);
 });
 
+test('run connects a Linux guest by a tap of its own, by one that exists, or by a stream', (t) => {
+  const run = (...argv: string[]) => parseCommand(['run', '--kernel', 'vmlinux', ...argv]);
+  const linux = { ...plain, kernel: 'vmlinux' };
+  t.deepEqual(run('--network', 'tap'), { ...linux, network: { tap: {} } });
+  const addresses = ['10.0.0.1/24', 'fd00::1/64'];
+  t.deepEqual(run('--network=tap', '--address', '10.0.0.1/24', '--address=fd00::1/64', '--mac', '02:00:00:00:00:01'), {
+    ...linux,
+    network: { tap: { addresses }, mac: '02:00:00:00:00:01' },
+  });
+  const existing = { name: 'vm=0', existing: true, namespace: 'host' };
+  t.deepEqual(run('--network', 'tap=vm=0'), { ...linux, network: { tap: existing } });
+  t.deepEqual(run('--network', 'stream=/run/a=b'), { ...linux, network: { stream: { path: '/run/a=b' } } });
+  for (const bad of ['', 'tap=', 'stream', 'stream=', 'taps', 'bridge']) {
+    t.throws(() => run('--network', bad), unusable, bad);
+  }
+  t.throws(() => run('--network', 'tap=vm0', '--address', '10.0.0.1/24'), unusable);
+  t.throws(() => run('--address', '10.0.0.1/24'), unusable);
+  t.throws(() => run('--mac', '02:00:00:00:00:01'), unusable);
+});
+
 test('run without a guest runs the built-in one', (t) => {
   t.deepEqual(parseCommand(['run']), plain);
   t.deepEqual(parseCommand(['run', '--']), plain);

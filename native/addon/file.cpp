@@ -6,7 +6,9 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <string>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 namespace casemate::addon {
 
@@ -53,15 +55,18 @@ Napi::Function File::define(Napi::Env env) {
 }
 
 /// new File(path | bytes), new File(bytes, 'kept'), new File(path | fd, 'disk' |
-/// 'writable-disk'); new File(0) is empty, and not sealed yet
+/// 'writable-disk'), new File(path, 'stream'); new File(0) is empty, and not sealed yet
 File::File(const Napi::CallbackInfo& info) : Napi::ObjectWrap<File>(info) {
   Napi::Env env = info.Env();
+  const std::string kind = info[1].IsString() ? info[1].As<Napi::String>().Utf8Value() : "";
   if (info[0].IsTypedArray()) {
     fd_ = make_memfd(env, "casemate", info[0], all_seals);
     size_ = static_cast<double>(info[0].As<Napi::Uint8Array>().ByteLength());
-    is_kept_ = info[1].IsString();
-  } else if (info[1].IsString()) {
-    open_disk(env, info[0], info[1].As<Napi::String>().Utf8Value() == "writable-disk");
+    is_kept_ = !kind.empty();
+  } else if (kind == "stream") {
+    connect(env, info[0].As<Napi::String>());
+  } else if (!kind.empty()) {
+    open_disk(env, info[0], kind == "writable-disk");
   } else if (info[0].IsString()) {
     open(env, info[0].As<Napi::String>(), O_RDONLY);
   } else {
@@ -102,6 +107,20 @@ void File::open_disk(Napi::Env env, const Napi::Value& source, bool is_writable)
   if (size_ >= 0) {
     check(env, lock(fd_.get(), is_writable));
   }
+}
+
+/// unix(7), SOCK_STREAM. The path is short enough for it.
+void File::connect(Napi::Env env, const std::string& path) {
+  const long made = sys::call(__NR_socket, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  check(env, sys::check("socket", made));
+  fd_.reset(static_cast<int>(made));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  // At once, or EAGAIN: whoever listens there has too many others to see to.
+  check(env,
+        sys::check("connect", sys::call_retry(__NR_connect, fd_.get(), &address, sizeof address)),
+        path.c_str());
 }
 
 /// fstat(2)

@@ -21,6 +21,7 @@ public:
 private:
   void open(Napi::Env env, const std::string& path, int flags);
   void open_disk(Napi::Env env, const Napi::Value& source, bool is_writable);
+  void connect(Napi::Env env, const std::string& path);
   void note_size(Napi::Env env, const char* path);
   void seal(const Napi::CallbackInfo& info);
   Napi::Value size(const Napi::CallbackInfo& info);

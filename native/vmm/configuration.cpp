@@ -9,6 +9,7 @@
 #include <asm/stat.h>
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 namespace casemate::vmm {
@@ -91,6 +92,9 @@ bool are_devices(std::span<const casemate_device> devices) {
     case CASEMATE_DEVICE_BLOCK:
       return device.descriptors == 1 &&
              (device.flags & ~std::uint32_t{CASEMATE_BLOCK_READ_ONLY}) == 0;
+    case CASEMATE_DEVICE_NET:
+      return device.descriptors == 1 && (device.flags & ~std::uint32_t{CASEMATE_NET_STREAM}) == 0 &&
+             device.parameters[CASEMATE_NET_MTU] <= std::numeric_limits<std::uint16_t>::max();
     case CASEMATE_DEVICE_VSOCK: // one: commands about streams do not say of which
       return device.descriptors == 0 && device.flags == 0 && !std::exchange(has_vsock, true);
     default:
@@ -153,6 +157,7 @@ Configuration receive_configuration(ConfigurationMessage& message) {
 
 void check_descriptors(Configuration& configuration) {
   constexpr unsigned long kvm_device = 10 << 8 | 232; // misc, kvm
+  constexpr unsigned long tun_device = 10 << 8 | 200; // misc, tun
   if (expect(CASEMATE_FD_KVM, character_device).st_rdev != kvm_device) {
     fail(CASEMATE_SETUP_DESCRIPTORS, {"fstat", ENODEV}, CASEMATE_FD_KVM);
   }
@@ -173,6 +178,13 @@ void check_descriptors(Configuration& configuration) {
   for (const casemate_device& device : configuration.devices) {
     if (device.type == CASEMATE_DEVICE_BLOCK) {
       expect(descriptor, regular_file, block_device);
+    }
+    if (device.type == CASEMATE_DEVICE_NET) {
+      const bool is_stream = (device.flags & CASEMATE_NET_STREAM) != 0;
+      const std::uint64_t found = expect(descriptor, is_stream ? socket : character_device).st_rdev;
+      if (descriptor != CASEMATE_FD_DEVICES || (!is_stream && found != tun_device)) {
+        fail(CASEMATE_SETUP_DESCRIPTORS, {"fstat", ENODEV}, static_cast<std::uint32_t>(descriptor));
+      }
     }
     descriptor += static_cast<int>(device.descriptors);
   }

@@ -9,6 +9,8 @@
 
 #include <linux/fcntl.h>
 #include <linux/fs.h>
+#include <linux/if_tun.h>
+#include <linux/ioctl.h>
 #include <linux/mman.h>
 #include <linux/poll.h>
 #include <linux/prctl.h>
@@ -57,14 +59,17 @@ constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS};
 // Those of Linux guests stand apart: to install a filter costs with its length.
 constexpr std::uint32_t vcpu_ioctls[] = {KVM_RUN, KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL, KVM_GET_REGS,
                                          KVM_GET_SREGS};
-constexpr std::uint32_t loop_ioctls[] = {KVM_SIGNAL_MSI};
+constexpr std::uint32_t loop_ioctls[] = {KVM_SIGNAL_MSI, TUNSETOFFLOAD};
 constexpr auto linux_setup_ioctls = [] {
-  std::array<std::uint32_t, std::size(setup_ioctls) + 7> all{
+  std::array<std::uint32_t, std::size(setup_ioctls) + 8> all{
       KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL, CASEMATE_KVM_SET_MSRS, KVM_IOEVENTFD, BLKGETSIZE64,
-      BLKSSZGET,      BLKPBSZGET};
-  std::ranges::copy(setup_ioctls, all.begin() + 7);
+      BLKSSZGET,      BLKPBSZGET,        TUNSETOFFLOAD};
+  std::ranges::copy(setup_ioctls, all.begin() + 8);
   return all;
 }();
+/// A tap's frames are read and written, a stream's are sent. Configurations with a network
+/// device of another number are refused.
+constexpr std::uint32_t network[] = {CASEMATE_FD_DEVICES};
 constexpr std::uint32_t wake[] = {wake_descriptor};
 constexpr std::uint32_t disks[] = {disk_descriptor};
 constexpr std::uint32_t told[] = {wake_descriptor, disk_descriptor};
@@ -125,7 +130,8 @@ constexpr auto linux_setup_rules = [] {
       Rule{__NR_madvise, 2, linux_page_advice}, Rule{__NR_fstat}, Rule{__NR_io_uring_setup},
       Rule{__NR_io_uring_register}, Rule{__NR_io_uring_enter, 0, disks},
       Rule{__NR_preadv2, 0, device_files}, Rule{__NR_pwritev2, 0, device_files},
-      Rule{__NR_fdatasync, 0, device_files}, Rule{__NR_fallocate, 0, device_files});
+      Rule{__NR_fdatasync, 0, device_files}, Rule{__NR_fallocate, 0, device_files},
+      Rule{__NR_readv, 0, network}, Rule{__NR_writev, 0, network}, Rule{__NR_sendmsg, 0, network});
 };
 
 /// The main thread from before the kernel is read until the end: the event loop.
@@ -133,7 +139,9 @@ constexpr auto linux_loop_rules = [] {
   return with_linux(Rule{__NR_pread64, 0, linux_files}, Rule{__NR_ioctl, 1, loop_ioctls},
                     Rule{__NR_futex}, Rule{__NR_tgkill, 2, interrupting}, Rule{__NR_epoll_ctl},
                     Rule{__NR_epoll_wait}, Rule{__NR_read}, Rule{__NR_write, 0, wake},
-                    Rule{__NR_io_uring_enter, 0, disks}, Rule{__NR_madvise, 2, linux_page_advice});
+                    Rule{__NR_io_uring_enter, 0, disks}, Rule{__NR_madvise, 2, linux_page_advice},
+                    Rule{__NR_readv, 0, network}, Rule{__NR_writev, 0, network},
+                    Rule{__NR_sendmsg, 0, network});
 };
 
 /// A thread that reads and writes disks, where there is no io_uring.

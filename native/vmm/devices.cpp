@@ -1,6 +1,7 @@
 #include "vmm/devices.hpp"
 
 #include "machine/virtio/block.hpp"
+#include "machine/virtio/net.hpp"
 #include "machine/virtio/rng.hpp"
 #include "machine/virtio/vsock.hpp"
 #include "sys/eventfd.hpp"
@@ -28,9 +29,36 @@ using machine::virtio::Transport;
 
 // The configuration's numbers are the devices' own.
 static_assert(CASEMATE_MAX_DEVICES == machine::virtio::max_devices);
+static_assert(CASEMATE_DEVICE_NET == static_cast<int>(DeviceType::Net));
 static_assert(CASEMATE_DEVICE_RNG == static_cast<int>(DeviceType::Rng));
 static_assert(CASEMATE_DEVICE_BLOCK == static_cast<int>(DeviceType::Block));
 static_assert(CASEMATE_DEVICE_VSOCK == static_cast<int>(DeviceType::Vsock));
+
+namespace {
+
+machine::RateLimitOptions rate_limit_of(const __u64* parameters) {
+  return {parameters[0], parameters[1], parameters[2], parameters[3]};
+}
+
+machine::virtio::NetOptions net_options_of(const casemate_device& configuration, int descriptor) {
+  using machine::virtio::Net;
+  using machine::virtio::NetBackend;
+  const bool is_stream = (configuration.flags & CASEMATE_NET_STREAM) != 0;
+  machine::virtio::NetOptions options;
+  options.backend = is_stream ? NetBackend::Stream : NetBackend::Tap;
+  options.fd = descriptor;
+  for (std::size_t i = 0; i < options.mac.size(); ++i) {
+    options.mac[i] =
+        static_cast<std::uint8_t>(configuration.parameters[CASEMATE_NET_MAC] >> (8 * i));
+  }
+  options.mtu = static_cast<std::uint16_t>(configuration.parameters[CASEMATE_NET_MTU]);
+  options.offloads = is_stream ? 0 : Net::probe_offloads(descriptor);
+  options.receive_limit = rate_limit_of(configuration.parameters + CASEMATE_NET_RECEIVE_LIMIT);
+  options.send_limit = rate_limit_of(configuration.parameters + CASEMATE_NET_SEND_LIMIT);
+  return options;
+}
+
+} // namespace
 
 sys::SysError Devices::create(const Configuration& configuration, const kvm::VirtualMachine& vm,
                               const machine::GuestMemory& memory, sys::EventLoop& loop,
@@ -167,6 +195,8 @@ sys::SysError Devices::make_device(Slot& slot, const casemate_device& configurat
     return make<machine::virtio::Rng>(slot);
   case CASEMATE_DEVICE_VSOCK:
     return make_vsock(slot, loop);
+  case CASEMATE_DEVICE_NET:
+    return make<machine::virtio::Net>(slot, net_options_of(configuration, descriptor));
   default:
     return {"casemate_device", ENOSYS}; // the configuration has been checked
   }

@@ -116,6 +116,16 @@ enum casemate_block_parameter {
   CASEMATE_BLOCK_LIMIT = 3   /* struct RateLimitOptions of machine/rate_limit.hpp, four of them */
 };
 
+/* CASEMATE_DEVICE_NET: one descriptor, of a tap or a stream socket, and the first of all: the
+ * filters of system calls know its number. */
+enum casemate_net_flags { CASEMATE_NET_STREAM = 1u << 0 /* or else a tap */ };
+enum casemate_net_parameter {
+  CASEMATE_NET_MAC = 0,           /* its first byte is the lowest */
+  CASEMATE_NET_MTU = 1,           /* or 0 */
+  CASEMATE_NET_RECEIVE_LIMIT = 2, /* struct RateLimitOptions of machine/rate_limit.hpp */
+  CASEMATE_NET_SEND_LIMIT = 6
+};
+
 /* Followed by cpuid_count struct kvm_cpuid_entry2 (40 bytes each), of the first vCPU: the
  * others' differ in their APIC ids, which are their numbers. Then by device_count struct
  * casemate_device, in the order in which a guest finds them; only Linux guests have any. Then by

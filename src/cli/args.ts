@@ -1,5 +1,6 @@
 import { type ParseArgsConfig, parseArgs } from 'node:util';
 import { CasemateError } from '../errors.js';
+import type { NetworkOptions } from '../vm/network.js';
 
 /** A command line, understood. */
 export type Command =
@@ -55,6 +56,7 @@ export interface RunOptions {
   /** Path of the file that the guest finds in its memory. */
   readonly input?: string;
   readonly timeoutMs?: number;
+  readonly network?: NetworkOptions;
   readonly json: boolean;
   readonly timeline: boolean;
   readonly evidence: boolean;
@@ -93,6 +95,9 @@ const RUN_OPTIONS = {
   cpl: { type: 'string' },
   input: { type: 'string', short: 'i' },
   timeout: { type: 'string', short: 't' },
+  network: { type: 'string' },
+  address: { type: 'string', multiple: true },
+  mac: { type: 'string' },
   json: { type: 'boolean' },
   timeline: { type: 'boolean' },
   evidence: { type: 'boolean' },
@@ -183,6 +188,9 @@ function parseRun(argv: readonly string[]): Command {
     throw usage('run', '--user and --modules are for a command that runs with --kernel');
   }
   const limits = parseLimits(values);
+  if (values.network === undefined && (values.address !== undefined || values.mac !== undefined)) {
+    throw usage('run', '--address and --mac are for --network');
+  }
   return {
     name: 'run',
     args,
@@ -203,6 +211,7 @@ function parseRun(argv: readonly string[]): Command {
     ...(values.cpl !== undefined && { cpl: privilegeLevel(values.cpl) }),
     ...(values.input !== undefined && { input: values.input }),
     ...(values.timeout !== undefined && { timeoutMs: wholeNumber('run', '--timeout', values.timeout) }),
+    ...(values.network !== undefined && { network: network(values.network, values.address, values.mac) }),
   };
 }
 
@@ -214,6 +223,18 @@ function parseLimits(values: { 'memory-limit'?: string; cpus?: string; pids?: st
     ...(cpus !== undefined && { cpus: decimalNumber('run', '--cpus', cpus) }),
     ...(pids !== undefined && { pids: wholeNumber('run', '--pids', pids) }),
   };
+}
+
+/** `tap`, `tap=NAME` of one that exists here, `stream=SOCKET`. */
+function network(text: string, addresses: readonly string[] | undefined, mac: string | undefined): NetworkOptions {
+  const [kind, ...rest] = text.split('=');
+  const value = rest.join('=');
+  const common = mac === undefined ? {} : { mac };
+  if (addresses !== undefined && text !== 'tap') throw usage('run', '--address is for --network tap');
+  if (text === 'tap') return { ...common, tap: addresses === undefined ? {} : { addresses } };
+  if (kind === 'tap' && value !== '') return { ...common, tap: { name: value, existing: true, namespace: 'host' } };
+  if (kind === 'stream' && value !== '') return { ...common, stream: { path: value } };
+  throw usage('run', `--network takes tap, tap=NAME or stream=SOCKET, not '${text}'`);
 }
 
 /**

@@ -50,6 +50,11 @@ Options:
       --memory-limit MIB, --cpus NUMBER, --pids NUMBER
                      what the VM may take of the host: memory, processors (0.5 is half of one), tasks
   -t, --timeout MS   end the VM after so many milliseconds
+      --network tap         a tap in the VM's own network namespace
+      --network tap=NAME    a tap that exists, made for this user by \`ip tuntap add\`
+      --network stream=PATH the socket of passt
+      --address IP/BITS     of --network tap: the namespace's end of it; may be repeated
+      --mac MAC             of the guest's network device (default: a random one)
       --cpl 0|3      privilege level at which the guest runs (default: 3, native on every kind of KVM)
       --json         print one JSON object instead of the guest's output: how it ended, what it printed
       --timeline     show where the time of the launch went (on stderr)

@@ -63,6 +63,9 @@ const SPELLINGS: Readonly<Record<string, string>> = {
   'options.format': '--format',
   'options.sizeMib': '--size',
   'options.timeoutMs': '--timeout',
+  'options.network': '--network',
+  'options.network.mac': '--mac',
+  'options.network.tap.addresses': '--address',
 };
 
 /** The library speaks of its options; whoever reads this gave them as arguments. */

@@ -57,7 +57,8 @@ async function runGuest(options: RunOptions, signal: AbortSignal): Promise<numbe
 }
 
 function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions {
-  const { guest, kernel, initrd, disks, cmdline, args, memoryMib, vcpus, limits, cpl, input, timeoutMs } = options;
+  const { guest, kernel, initrd, disks, cmdline, args, memoryMib, vcpus, limits, cpl, input, timeoutMs, network } =
+    options;
   return {
     ...(kernel === undefined && { args: [...args] }),
     signal,
@@ -73,6 +74,7 @@ function launchOptions(options: RunOptions, signal: AbortSignal): LaunchOptions 
     ...(cpl !== undefined && { cpl }),
     ...(input !== undefined && { input }),
     ...(timeoutMs !== undefined && { timeoutMs }),
+    ...(network !== undefined && { network }),
   };
 }
 

@@ -12,12 +12,13 @@ export interface JailBinding {
   ) => NativePlan;
   /**
    * A file to read, or a sealed memory file of contents. A disk is given by its path or a descriptor, which is copied; it
-   * may be a block device, and is locked: shared, or alone where it can be written to. 0 makes a memory file that is
-   * empty, to be filled by one launch, sealed, and shared by others. What is kept many launches may be given.
+   * may be a block device, and is locked: shared, or alone where it can be written to. A stream is a Unix socket by its
+   * path, connected to. 0 makes a memory file that is empty, to be filled by one launch, sealed, and shared by others.
+   * What is kept many launches may be given.
    */
   File: new (
     source: string | Uint8Array | number,
-    kind?: 'disk' | 'writable-disk' | 'kept',
+    kind?: 'disk' | 'writable-disk' | 'kept' | 'stream',
   ) => NativeFile;
   /**
    * A new cgroup in the directory `parent`, these files written. An error of one of them has it as its path, and leaves no

@@ -1,7 +1,7 @@
 import { CasemateError } from '../errors.js';
 import type { IdRange } from '../host.js';
 import { descriptor, invalid, object, oneOf, string } from '../is.js';
-import type { Check, NamespaceKind, Plan, RlimitResource, Step } from './steps.js';
+import type { Check, NamespaceKind, Plan, RlimitResource, Step, TapStep } from './steps.js';
 import * as steps from './steps.js';
 
 /**
@@ -180,6 +180,9 @@ const monitorPath = '/casemate-vmm';
 /** Every bit but KEEP_CAPS, each locked: uid 0 is nothing special, and nothing brings capabilities back. */
 const lockedSecurebits = 0b1110_1111;
 
+/** A tap in the monitor's network namespace, or in Node's. */
+export type PlannedTap = Omit<TapStep, 'as' | 'namespace'> & { readonly inHost: boolean };
+
 /** What a monitor finds when it is born, besides its jail. */
 export interface MonitorDescriptors {
   readonly console: boolean;
@@ -189,6 +192,8 @@ export interface MonitorDescriptors {
   readonly cgroup: boolean;
   /** Of its devices, in their order: names of descriptors that are given, and of what the plan makes for them. */
   readonly devices: readonly { readonly name: string; readonly isGiven: boolean }[];
+  /** What is made for the one of them that is named `tap`. */
+  readonly tap: PlannedTap | undefined;
   readonly resources: MonitorLimits;
   /** Numbers by name; enum casemate_fd of native/vmm/wire.h. */
   readonly numbers: Readonly<
@@ -223,6 +228,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
           steps.socketPair('stream', 'consoleIn', 'ourConsoleIn'),
         ]
       : [],
+    tap: monitor.tap,
     root: [],
     limits: monitorLimits(monitor.resources),
     numbers: {
@@ -295,6 +301,8 @@ type Limits = readonly (readonly [RlimitResource, number])[];
 interface Program extends Pick<JailedProgram, 'given' | 'numbers' | 'lease' | 'limits'> {
   /** Sockets besides the control socket. */
   readonly sockets: readonly Step[];
+  /** In the network namespace, for the descriptor of that name. */
+  readonly tap?: PlannedTap | undefined;
   readonly cgroup: boolean;
   /** What makes its root, while there are rights for that. */
   readonly root: readonly Step[];
@@ -323,6 +331,8 @@ function jailedPlan(jail: Jail, caller: Caller, program: Program): Plan {
   if (on('networkNamespace') && jail.networkNamespaceFd === undefined) {
     list.push(steps.pooled('net', 'networkNamespace'));
   }
+
+  if (program.tap !== undefined) list.push(tapStep(jail, program.tap));
 
   if (on('networkNamespace')) list.push(steps.setns('networkNamespace', 'net'));
   list.push(...program.root);
@@ -361,6 +371,20 @@ function jailedPlan(jail: Jail, caller: Caller, program: Program): Plan {
     steps: list,
     check,
   };
+}
+
+/**
+ * A tap in a namespace of the VM's own goes with that: one that is not persistent would be taken down, for 13 ms and more,
+ * while the monitor ends.
+ */
+function tapStep(jail: Jail, { inHost, ...tap }: PlannedTap): Step {
+  const isJoined = jail.layers.networkNamespace === 'required' && !inHost;
+  return steps.tap({
+    ...tap,
+    as: 'tap',
+    persistent: isJoined && jail.networkNamespaceFd === undefined && !tap.existing,
+    ...(isJoined && { namespace: 'networkNamespace' }),
+  });
 }
 
 /** The namespaces that a monitor is born into; the others it joins. */

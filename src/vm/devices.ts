@@ -1,6 +1,8 @@
 import { boolean, descriptor, invalid, object, string } from '../is.js';
 import type { NativeFile } from '../jail/native.js';
+import type { PlannedTap } from '../jail/profiles.js';
 import type { LaunchFiles } from './files.js';
+import { type Network, parseNetworkOptions } from './network.js';
 import { parseRateLimit, type RateLimit, rateLimitParameters } from './rate-limit.js';
 import { type DeviceEntry, wire } from './wire.js';
 
@@ -28,6 +30,8 @@ export interface Device extends Omit<DeviceEntry, 'descriptors'> {
   readonly descriptors: readonly (string | ((files: LaunchFiles) => NativeFile | number))[];
   /** The monitor writes to a file of it. */
   readonly writesFile?: boolean;
+  /** What the plan makes of it: the descriptor of that name. */
+  readonly tap?: PlannedTap;
 }
 
 /** What a guest has though nobody asks for it: its entropy comes from the host. */
@@ -37,12 +41,41 @@ const vsock: Device = { option: 'options.vsock', type: 'vsock', flags: 0, parame
 
 /** The devices of a Linux guest, in the order in which it finds them. */
 export function parseDevices(given: Readonly<Record<string, unknown>>): readonly Device[] {
-  const { disks = [], vsock: hasVsock = false } = given;
-  const devices = [rng, ...parseDisks(disks), ...(boolean('options.vsock', hasVsock) ? [vsock] : [])];
+  // The network has the first descriptor of all: the monitor's filters know its number.
+  const { network, disks = [], vsock: hasVsock = false } = given;
+  const before = [rng, ...(network === undefined ? [] : [networkDevice(parseNetworkOptions(network))])];
+  const behind = boolean('options.vsock', hasVsock) ? [vsock] : [];
+  const parsed = parseDisks(disks);
+  const devices = [...before, ...parsed, ...behind];
   if (devices.length > wire.maxDevices) {
-    throw invalid('options.disks', `at most ${wire.maxDevices - 1} disks`, `${devices.length - 1} disks`);
+    const most = wire.maxDevices - before.length - behind.length;
+    throw invalid('options.disks', `at most ${most} disks`, `${parsed.length} disks`);
   }
+  const devices = [...others, ...disks];
   return devices;
+}
+
+function networkDevice({ mac, mtu, receive, send, tap, stream }: Network): Device {
+  const address = Buffer.alloc(8);
+  address.set(mac);
+  const device = {
+    option: 'options.network',
+    type: 'net',
+    flags: tap === undefined ? wire.netFlags.stream : 0,
+    parameters: [
+      address.readBigUInt64LE(),
+      BigInt(mtu),
+      ...[...rateLimitParameters(receive), ...rateLimitParameters(send)].map(BigInt),
+    ],
+  } as const;
+  if (tap !== undefined) {
+    const { namespace, ...settings } = tap;
+    return { ...device, descriptors: ['tap'], tap: { ...settings, mtu, inHost: namespace === 'host' } };
+  }
+  return {
+    ...device,
+    descriptors: [(files) => ('fd' in stream ? stream.fd : files.connect('options.network.stream', stream.path))],
+  };
 }
 
 function parseDisks(value: unknown): Device[] {

@@ -1,7 +1,7 @@
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { isSystemError } from '../errors.js';
 import type { CgroupSettings } from '../jail/cgroup.js';
-import { type Jail, type LayerName, type MonitorLimits, monitorLimits } from '../jail/profiles.js';
+import { type Jail, type LayerName, type MonitorLimits, monitorLimits, type PlannedTap } from '../jail/profiles.js';
 import type { NamespaceKind } from '../jail/steps.js';
 
 /** What the kernel says of one layer of a jail. */
@@ -41,6 +41,8 @@ export interface EvidenceRequest {
   readonly limits: { readonly files: CgroupSettings['files']; readonly read: (file: string) => string } | undefined;
   /** Descriptors that it was born with. */
   readonly descriptors: readonly number[];
+  /** Of its network device, where it has one; without a tap it is a stream. */
+  readonly network: { readonly descriptor: number; readonly tap: PlannedTap | undefined } | undefined;
   readonly resources: MonitorLimits;
 }
 
@@ -98,6 +100,7 @@ function read(pid: number, request: EvidenceRequest): Evidence {
     reader.cgroupLimits(),
     reader.selinux(),
     reader.descriptors(),
+    ...(request.network === undefined ? [] : [reader.network(request.network)]),
   ];
   return {
     pid,
@@ -328,6 +331,25 @@ class Reader {
       const labels = tasks.map((task) => this.#read(`task/${task}/attr/current`).replace(/[\0\n]+$/, ''));
       const observed = [...new Set(labels)].join(', ');
       return { observed, ok: observed === wanted };
+    });
+  }
+
+  /** What is behind the network device's descriptor. A tap's file says which one it is, proc_pid_fdinfo(5). */
+  network({ descriptor, tap }: NonNullable<EvidenceRequest['network']>): EvidenceLayer {
+    if (tap === undefined) {
+      return this.#layer('network', 'a stream', () => {
+        const target = readlinkSync(`/proc/${this.#pid}/fd/${descriptor}`);
+        return { observed: target, ok: target.startsWith('socket:') };
+      });
+    }
+    const { name = 'tap0', inHost } = tap;
+    return this.#layer('network', `${name} in ${inHost ? "the host's" : 'its'} network namespace`, () => {
+      const namespace = inHost ? 'self' : this.#pid;
+      const found = /^iff:\t(.*)$/m.exec(this.#read(`fdinfo/${descriptor}`))?.[1];
+      const devices = readFileSync(`/proc/${namespace}/net/dev`, 'utf8');
+      const isThere = devices.split('\n').some((line) => line.trimStart().startsWith(`${found}:`));
+      const where = isThere ? `in ${readlinkSync(`/proc/${namespace}/ns/net`)}` : 'elsewhere';
+      return { observed: `${found ?? 'no tap'} ${where}`, ok: found === name && isThere };
     });
   }
 

@@ -1,5 +1,5 @@
 import { fstatSync, openSync, readSync } from 'node:fs';
-import { CasemateError, isSystemError } from '../errors.js';
+import { CasemateError, isSystemError, wrapSystemError } from '../errors.js';
 import type { NativeFile } from '../jail/native.js';
 import { builtFile, native } from '../native.js';
 import type { FileSource } from './options.js';
@@ -52,6 +52,16 @@ export class LaunchFiles {
         throw fileError(option, name, 'is in use by another VM, or another program has locked it', lockRemedy, cause);
       throw fileError(option, name, `cannot be opened: ${cause.message}`, openRemedy, cause);
     }
+  }
+
+  /** A Unix socket by its path, a stream, connected to. */
+  connect(option: string, path: string): NativeFile {
+    const made = wrapSystemError('ERR_CASEMATE_NETWORK', () => new native.File(path, 'stream'), {
+      step: option,
+      remedy: 'Does the program listen at this path already, and may this user write to its socket?',
+    });
+    this.#opened.push(made);
+    return made;
   }
 
   /** Closes what no launch has taken. */

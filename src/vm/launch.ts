@@ -25,6 +25,7 @@ import { native } from '../native.js';
 import * as selinux from '../selinux/index.js';
 import { channels } from './channels.js';
 import type { Device } from './devices.js';
+import type { EvidenceRequest } from './evidence.js';
 import { describeExit, type VmExit } from './exit.js';
 import { builtInGuest, LaunchFiles } from './files.js';
 import { kvmDevice, vcpuFacts } from './kvm-device.js';
@@ -218,6 +219,7 @@ function takeOver(id: string, options: ParsedOptions, { plan, launching, limits,
       userId: caller().rootless ? caller().uid : child.userId,
       limits: limits && { files: limits, read: (file) => child.cgroupFile(file) },
       descriptors: bornWith(options),
+      network: networkOf(options),
       resources,
     }),
   });
@@ -381,6 +383,12 @@ function configurationFlags({ console, jail, startPaused }: ParsedOptions): numb
   );
 }
 
+/** The network device, which has the first descriptor of all devices. */
+function networkOf({ devices }: ParsedOptions): EvidenceRequest['network'] {
+  const device = devices.find(({ type }) => type === 'net');
+  return device && { descriptor: wire.descriptors.devices, tap: device.tap };
+}
+
 /** The numbers of the descriptors that a monitor is born with. */
 function bornWith(options: ParsedOptions): number[] {
   const { console, jail, devices } = options;
@@ -406,6 +414,7 @@ const resourcesOf = (options: ParsedOptions, fileSize: number): MonitorLimits =>
 });
 
 const plans = new Map<string, LaunchPlan>();
+const maxPlans = 64;
 
 /** The plan of a launch: the same for all launches that ask for the same jail. */
 function planFor(options: ParsedOptions, resources: MonitorLimits): LaunchPlan {
@@ -416,13 +425,17 @@ function planFor(options: ParsedOptions, resources: MonitorLimits): LaunchPlan {
     name,
     isGiven: typeof source !== 'string',
   }));
-  const key = `${jail.key} ${console} ${inputs} ${cgroup} ${devices.map(({ name }) => name)} ${Object.values(resources)}`;
+  const { tap } = options.devices.find((device) => device.tap !== undefined) ?? {};
+  const given = [...devices.map(({ name }) => name), ...Object.values(resources), JSON.stringify(tap)];
+  const key = `${jail.key} ${console} ${inputs} ${cgroup} ${given}`;
   let plan = plans.get(key);
   if (plan === undefined) {
-    const monitor = { console, inputs, cgroup, devices, resources, numbers: wire.descriptors };
+    const monitor = { console, inputs, cgroup, devices, tap, resources, numbers: wire.descriptors };
     plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
     });
+    // Names and addresses may be new with every launch.
+    if (plans.size === maxPlans) plans.clear();
     plans.set(key, plan);
   }
   return plan;

@@ -4,6 +4,7 @@ import type { CgroupSettings } from '../jail/cgroup.js';
 import { type Jail, type JailOptions, parseJail } from '../jail/profiles.js';
 import { type Device, type DiskOptions, parseDevices } from './devices.js';
 import { type Limits, parseLimits } from './limits.js';
+import type { NetworkOptions } from './network.js';
 import { wire } from './wire.js';
 
 /** A file that the VM gets: its path, its contents, or a descriptor that stays the caller's. */
@@ -80,6 +81,8 @@ export interface LaunchOptions {
   vcpus?: number;
   /** Privilege level that the guest runs at: 3, native on every kind of KVM (the default), or 0. */
   cpl?: 0 | 3;
+  /** The network of `kernel`: by a tap, or by a stream to a program such as passt; docs/network.md. Default: none. */
+  network?: NetworkOptions;
   /** `'pipe'` (the default): {@link Vm.console} must be read, or a guest that writes will wait. `'ignore'`: none. */
   console?: 'pipe' | 'ignore';
   /** What it may take of the host; docs/limits.md. Default: as much as Node may. */
@@ -153,6 +156,7 @@ const known = [
   'cpl',
   'console',
   'limits',
+  'network',
   'jail',
   'kvm',
   'startPaused',
@@ -176,7 +180,17 @@ function defaultCmdlineOf({ initrd }: Record<string, unknown>, devices: readonly
 
 /** Options that only bare-metal guests have, and those that only Linux guests have. */
 const bareMetalOnly = ['guest', 'format', 'args', 'input', 'cpl', 'name'] as const;
-const linuxOnly = ['initrd', 'cmdline', 'bootProtocol', 'agent', 'disks', 'hugePages', 'vcpus', 'vsock'] as const;
+const linuxOnly = [
+  'initrd',
+  'cmdline',
+  'bootProtocol',
+  'agent',
+  'disks',
+  'network',
+  'hugePages',
+  'vcpus',
+  'vsock',
+] as const;
 
 /** Refuses bad options before anything is created. */
 export function parseOptions(options: unknown): ParsedOptions {

@@ -30,6 +30,8 @@ export const wire = {
   },
   deviceTypes: { net: 1, block: 2, console: 3, rng: 4, balloon: 5, vsock: 19 },
   blockFlags: { readOnly: 1 },
+  netFlags: { stream: 1 },
+  netParameters: { mac: 0, mtu: 1, receiveLimit: 2, sendLimit: 6 },
   configureSize: 72,
   deviceSize: 128,
   deviceParameters: 14,

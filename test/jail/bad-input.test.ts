@@ -81,6 +81,60 @@ const badJails: Readonly<Record<string, readonly unknown[]>> = {
   selinux: [...notObjects, 'on'],
 };
 
+/** By what of options.network is to blame. */
+const badNetworks: readonly (readonly [step: string, network: unknown])[] = [
+  ...notObjects.map((value) => ['', value] as const),
+  ['', {}],
+  ['', { mac: '02:00:00:00:00:01' }],
+  ['', { tap: {}, stream: { fd: 3 } }],
+  ['.bridge', { tap: {}, bridge: 'br0' }],
+  ...[...notStrings, '', '02:00:00:00:00', '02:00:00:00:00:001', '03:00:00:00:00:01', '00:00:00:00:00:00'].map(
+    (mac) => ['.mac', { tap: {}, mac }] as const,
+  ),
+  ...[...notIntegers, 0, 67, 65536].map((mtu) => ['.mtu', { tap: {}, mtu }] as const),
+  ...notObjects.map((rateLimit) => ['.rateLimit', { tap: {}, rateLimit }] as const),
+  ['.rateLimit.both', { tap: {}, rateLimit: { both: { bytesPerSecond: 1 } } }],
+  ...notObjects.map((send) => ['.rateLimit.send', { tap: {}, rateLimit: { send } }] as const),
+  ['.rateLimit.receive', { tap: {}, rateLimit: { receive: {} } }],
+  ['.rateLimit.receive.burstBytes', { tap: {}, rateLimit: { receive: { operationsPerSecond: 1, burstBytes: 1 } } }],
+  ...[...notIntegers, 0, -1].flatMap((value) => [
+    ['.rateLimit.send.bytesPerSecond', { tap: {}, rateLimit: { send: { bytesPerSecond: value } } }] as const,
+    ['.rateLimit.send.operationsPerSecond', { tap: {}, rateLimit: { send: { operationsPerSecond: value } } }] as const,
+  ]),
+  ...[...notIntegers, -1, 2 ** 32 + 1].map(
+    (value) =>
+      [
+        '.rateLimit.send.burstBytes',
+        { tap: {}, rateLimit: { send: { bytesPerSecond: 1, burstBytes: value } } },
+      ] as const,
+  ),
+  ...notObjects.map((tap) => ['.tap', { tap }] as const),
+  ['.tap.path', { tap: { path: '/dev/net/tun' } }],
+  ...[...notStrings, '', '.', '..', 'a/b', 'a:b', 'a b', 'tap%d', 'sixteen-bytes-xx', 'ü'.repeat(8)].flatMap((name) => [
+    ['.tap.name', { tap: { name } }] as const,
+    ['.tap.bridge', { tap: { bridge: name } }] as const,
+  ]),
+  ...notBooleans.map((existing) => ['.tap.existing', { tap: { existing } }] as const),
+  ...notWords.map((namespace) => ['.tap.namespace', { tap: { namespace } }] as const),
+  ['.tap.namespace', { tap: { namespace: 'host' } }],
+  ['.tap.addresses', { tap: { addresses: '10.0.0.1/24' } }],
+  ['.tap.addresses', { tap: { addresses: Array(17).fill('10.0.0.1/24') } }],
+  ['.tap.addresses', { tap: { existing: true, addresses: [] } }],
+  ...[...notStrings, '10.0.0.1', '10.0.0.1/33', 'fd00::1/129', '10.0.0/8', 'fe80::1%eth0/64', '::1/64/64', '/8'].map(
+    (address) => ['.tap.addresses[1]', { tap: { addresses: ['10.0.0.1/24', address] } }] as const,
+  ),
+  ['.tap.routes', { tap: { routes: { to: '10.0.0.0/8' } } }],
+  ['.tap.routes[0]', { tap: { routes: ['10.0.0.0/8'] } }],
+  ['.tap.routes[0].to', { tap: { routes: [{ via: '10.0.0.1' }] } }],
+  ['.tap.routes[0].via', { tap: { routes: [{ to: '10.0.0.0/8', via: 'fd00::1' }] } }],
+  ['.tap.routes[0].via', { tap: { routes: [{ to: '10.0.0.0/8', via: '10.0.0.1/24' }] } }],
+  ...notObjects.map((stream) => ['.stream', { stream }] as const),
+  ['.stream', { stream: {} }],
+  ['.stream', { stream: { fd: 3, path: '/passt' } }],
+  ...notDescriptors.filter((fd) => fd !== undefined).map((fd) => ['.stream.fd', { stream: { fd } }] as const),
+  ...[...notStrings, '', 'x'.repeat(108)].map((path) => ['.stream.path', { stream: { path } }] as const),
+];
+
 /** Options to refuse, with the step that is to blame. */
 function* refusals(): Generator<readonly [step: string, options: unknown]> {
   // Without options there are defaults; null is none.
@@ -96,6 +150,8 @@ function* refusals(): Generator<readonly [step: string, options: unknown]> {
     for (const name of ['guest', 'input', 'kvm']) yield [`options.${name}.fd`, { [name]: { fd } }];
     for (const name of ['networkNamespace', 'cgroup']) yield [`options.jail.${name}.fd`, { jail: { [name]: { fd } } }];
   }
+  for (const [step, network] of badNetworks) yield [`options.network${step}`, { kernel: 'vmlinux', network }];
+  yield ['options.network', { network: { tap: {} } }];
   for (const argument of [undefined, ...notStrings]) yield ['options.args[1]', { args: ['good', argument] }];
   yield ['options.args[1]', { args: Object.assign(Array(3), ['good']) }];
   yield ['options.args[0]', { args: Array(2 ** 32 - 1) }];

@@ -403,6 +403,11 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   t.deepEqual<object, object>(wire.sizes, Object.fromEntries(sizes));
   const types = { net: 'NET', block: 'BLOCK', console: 'CONSOLE', rng: 'RNG', balloon: 'BALLOON', vsock: 'VSOCK' };
   t.deepEqual<object, object>(wire.deviceTypes, constants(types, 'CASEMATE_DEVICE_'));
+  t.deepEqual<object, object>(wire.netFlags, constants({ stream: 'STREAM' }, 'CASEMATE_NET_'));
+  t.deepEqual<object, object>(
+    wire.netParameters,
+    constants({ mac: 'MAC', mtu: 'MTU', receiveLimit: 'RECEIVE_LIMIT', sendLimit: 'SEND_LIMIT' }, 'CASEMATE_NET_'),
+  );
   t.deepEqual<object, object>(wire.blockFlags, constants({ readOnly: 'READ_ONLY' }, 'CASEMATE_BLOCK_'));
   t.is<number, number>(wire.deviceSize, c('sizeof casemate_device'));
   t.is<number, number>(wire.deviceSize, c('casemate_device.parameters') + 8 * wire.deviceParameters);

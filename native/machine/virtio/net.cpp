@@ -17,6 +17,7 @@ namespace casemate::machine::virtio {
 
 namespace {
 
+// The socket of a stream is somebody else's too: each call says that it does not wait.
 constexpr int msg_dontwait = 0x40;
 constexpr int msg_nosignal = 0x4000;
 
@@ -512,6 +513,7 @@ Net::Sent Net::send_to_stream() {
       vectors_[count++] = {segment.data + skipped, segment.size - skipped};
     }
   }
+  static_assert(sizeof(Segment) == sizeof(sys::IoVector));
   sys::MessageHeader message;
   message.vectors = reinterpret_cast<sys::IoVector*>(vectors_.data());
   message.vector_count = count;
