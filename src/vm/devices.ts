@@ -51,7 +51,6 @@ export function parseDevices(given: Readonly<Record<string, unknown>>): readonly
     const most = wire.maxDevices - before.length - behind.length;
     throw invalid('options.disks', `at most ${most} disks`, `${parsed.length} disks`);
   }
-  const devices = [...others, ...disks];
   return devices;
 }
 

@@ -105,6 +105,7 @@ testAsRoot('megabytes arrive as they were sent, in both directions, in segments 
   const pid = await pidOf(vm);
   const sender = inside(pid, 'nc', '-l', '-p', '1');
   const receiver = inside(pid, 'nc', '-l', '-p', '2');
+  const ended = once(receiver, 'close');
   const received = createHash('md5');
   receiver.stdout?.on('data', (chunk: Buffer) => received.update(chunk));
   sender.stdin?.end(bytes);
@@ -113,7 +114,7 @@ testAsRoot('megabytes arrive as they were sent, in both directions, in segments 
   t.true((await says(vm, 'sent')).includes(sum));
   const { received: received2 = 0, receivedPackets = 0, sent = 0, sentPackets = 0 } = traffic(pid);
   vm.console.write('\n');
-  await once(receiver, 'close');
+  await ended;
   t.is(received.digest('hex'), sum);
   t.true(received2 > bytes.length && sent > bytes.length);
   t.true(received2 / receivedPackets > 3000, `from the guest: ${received2} bytes in ${receivedPackets} frames`);
