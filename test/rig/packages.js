@@ -37,6 +37,9 @@ export const inside = [
   'nodejs',
   // NVMe, ext4 and virtio-serial are built into this kernel, so it needs no initramfs; kvm_amd is a module.
   'linux-image-cloud-amd64',
+  // Disks of guests are made by them.
+  'e2fsprogs',
+  'erofs-utils',
   // What tests look at processes with.
   'procps',
   'strace',
