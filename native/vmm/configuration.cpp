@@ -82,10 +82,10 @@ bool is_valid_bare_metal(const casemate_configure& head) {
          head.device_count == 0;
 }
 
-/// Whether each has the descriptors that its type wants.
-bool are_devices(std::span<const casemate_device> devices) {
+/// Whether each has what its type wants.
+bool are_devices(const Configuration& configuration) {
   bool has_vsock = false;
-  return std::ranges::all_of(devices, [&has_vsock](const casemate_device& device) {
+  return std::ranges::all_of(configuration.devices, [&](const casemate_device& device) {
     switch (device.type) {
     case CASEMATE_DEVICE_RNG:
       return device.descriptors == 0 && device.flags == 0;
@@ -97,6 +97,13 @@ bool are_devices(std::span<const casemate_device> devices) {
              device.parameters[CASEMATE_NET_MTU] <= std::numeric_limits<std::uint16_t>::max();
     case CASEMATE_DEVICE_VSOCK: // one: commands about streams do not say of which
       return device.descriptors == 0 && device.flags == 0 && !std::exchange(has_vsock, true);
+    case CASEMATE_DEVICE_CONSOLE:
+      return device.descriptors == 0 && device.flags == 0 &&
+             configuration.has(CASEMATE_CONFIGURE_CONSOLE);
+    case CASEMATE_DEVICE_BALLOON:
+      return device.descriptors == 0 && configuration.page_shift == 0 &&
+             (device.flags &
+              ~std::uint32_t{CASEMATE_BALLOON_DEFLATE_ON_OOM | CASEMATE_BALLOON_REPORTING}) == 0;
     default:
       return false;
     }
@@ -148,7 +155,7 @@ Configuration receive_configuration(ConfigurationMessage& message) {
                            head.device_count};
   configuration.arguments = {message.rest + cpuid_size + devices_size, head.arguments_size};
   if (!are_strings(configuration.arguments, head.argument_count) ||
-      !(configuration.is_linux() ? is_valid_linux(head) && are_devices(configuration.devices)
+      !(configuration.is_linux() ? is_valid_linux(head) && are_devices(configuration)
                                  : is_valid_bare_metal(head))) {
     refuse(EINVAL);
   }

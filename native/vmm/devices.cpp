@@ -1,6 +1,7 @@
 #include "vmm/devices.hpp"
 
 #include "machine/virtio/block.hpp"
+#include "machine/virtio/console.hpp"
 #include "machine/virtio/net.hpp"
 #include "machine/virtio/rng.hpp"
 #include "machine/virtio/vsock.hpp"
@@ -17,14 +18,17 @@
 #include <linux/kvm.h>
 #include <linux/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 #include <utility>
 
 namespace casemate::vmm {
 
+using machine::virtio::Balloon;
 using machine::virtio::Device;
 using machine::virtio::DeviceType;
+using machine::virtio::MemoryStatistics;
 using machine::virtio::Transport;
 
 // The configuration's numbers are the devices' own.
@@ -33,6 +37,9 @@ static_assert(CASEMATE_DEVICE_NET == static_cast<int>(DeviceType::Net));
 static_assert(CASEMATE_DEVICE_RNG == static_cast<int>(DeviceType::Rng));
 static_assert(CASEMATE_DEVICE_BLOCK == static_cast<int>(DeviceType::Block));
 static_assert(CASEMATE_DEVICE_VSOCK == static_cast<int>(DeviceType::Vsock));
+static_assert(CASEMATE_DEVICE_CONSOLE == static_cast<int>(DeviceType::Console));
+static_assert(CASEMATE_MEMORY_STATISTICS == MemoryStatistics::count);
+static_assert(CASEMATE_DEVICE_BALLOON == static_cast<int>(DeviceType::Balloon));
 
 namespace {
 
@@ -197,6 +204,10 @@ sys::SysError Devices::make_device(Slot& slot, const casemate_device& configurat
     return make_vsock(slot, loop);
   case CASEMATE_DEVICE_NET:
     return make<machine::virtio::Net>(slot, net_options_of(configuration, descriptor));
+  case CASEMATE_DEVICE_CONSOLE:
+    return make<machine::virtio::Console>(slot, CASEMATE_FD_CONSOLE_OUT, CASEMATE_FD_CONSOLE_IN);
+  case CASEMATE_DEVICE_BALLOON:
+    return make_balloon(slot, configuration.flags);
   default:
     return {"casemate_device", ENOSYS}; // the configuration has been checked
   }
@@ -216,6 +227,30 @@ sys::SysError Devices::make_vsock(Slot& slot, sys::EventLoop& loop) {
   }
   vsock_ = static_cast<Vsock*>(slot.device);
   return {};
+}
+
+sys::SysError Devices::make_balloon(Slot& slot, std::uint32_t flags) {
+  Balloon::Settings settings;
+  settings.deflates_on_oom = (flags & CASEMATE_BALLOON_DEFLATE_ON_OOM) != 0;
+  settings.takes_reports = (flags & CASEMATE_BALLOON_REPORTING) != 0;
+  const Balloon::Listener listener{[](void* devices, const MemoryStatistics& statistics) {
+                                     static_cast<const Devices*>(devices)->tell_memory(statistics);
+                                   },
+                                   this};
+  if (auto error = make<Balloon>(slot, settings, listener)) {
+    return error;
+  }
+  balloon_ = static_cast<Balloon*>(slot.device);
+  return {};
+}
+
+void Devices::tell_memory(const MemoryStatistics& statistics) const {
+  casemate_memory event{};
+  event.target = balloon_->target();
+  event.actual = balloon_->actual();
+  event.known = statistics.known;
+  std::ranges::copy(statistics.values, event.statistics);
+  send(event, CASEMATE_EVENT_MEMORY);
 }
 
 sys::SysError Devices::connect(std::uint32_t index, const kvm::VirtualMachine& vm,

@@ -6,6 +6,7 @@
 #include "machine/block_engine.hpp"
 #include "machine/board.hpp"
 #include "machine/guest_memory.hpp"
+#include "machine/virtio/balloon.hpp"
 #include "machine/virtio/transport.hpp"
 #include "machine/virtio/vsock.hpp"
 #include "sys/event_loop.hpp"
@@ -33,6 +34,9 @@ public:
 
   /// Null where there is none.
   machine::virtio::Vsock* vsock() const { return vsock_; }
+  machine::virtio::Balloon* balloon() const { return balloon_; }
+  /// Node has asked what the guest says of its memory.
+  void tell_memory(const machine::virtio::MemoryStatistics& statistics) const;
 
 private:
   /// What an eventfd of a queue is for.
@@ -60,6 +64,7 @@ private:
   sys::SysError make_device(Slot& slot, const casemate_device& configuration, int descriptor,
                             sys::EventLoop& loop);
   sys::SysError make_vsock(Slot& slot, sys::EventLoop& loop);
+  sys::SysError make_balloon(Slot& slot, std::uint32_t flags);
   sys::SysError connect(std::uint32_t index, const kvm::VirtualMachine& vm, sys::EventLoop& loop);
   static void on_kick(void* kick, std::uint32_t events);
   static void report(void* devices, const machine::virtio::Device& device, std::uint32_t operation,
@@ -70,6 +75,7 @@ private:
   std::uint32_t disk_count_ = 0;
   bool is_confined_ = false;
   Stacks stacks_;
+  machine::virtio::Balloon* balloon_ = nullptr;
   std::array<Slot, CASEMATE_MAX_DEVICES> slots_;
   sys::Mapping streams_; // of the vsock device
   machine::virtio::Vsock* vsock_ = nullptr;

@@ -65,7 +65,9 @@ std::uint64_t load(const Configuration& configuration, const machine::GuestMemor
 class Machine {
 public:
   Machine(const Configuration& configuration, const kvm::VirtualMachine& vm, Timeline& timeline)
-      : vm_(vm), timeline_(timeline), has_console_(configuration.has(CASEMATE_CONFIGURE_CONSOLE)),
+      : vm_(vm), timeline_(timeline),
+        has_console_(configuration.has(CASEMATE_CONFIGURE_CONSOLE) &&
+                     !configuration.has_device(CASEMATE_DEVICE_CONSOLE)),
         starts_paused_(configuration.has(CASEMATE_CONFIGURE_PAUSED)) {
     lock_.lock();
   }
@@ -195,7 +197,7 @@ private:
         if (!has_ended_) {
           vcpus_.resume();
         }
-      } else if (!obey_for_streams(command)) {
+      } else if (!obey_for_streams(command) && !obey_for_balloon(command)) {
         exit_process(1);
       }
     }
@@ -214,6 +216,31 @@ private:
       return vsock->accept(command.id, std::move(command.socket));
     case CASEMATE_COMMAND_STREAM_REFUSE:
       return vsock->refuse(command.id);
+    default:
+      return false;
+    }
+  }
+
+  bool obey_for_balloon(const Command& command) {
+    machine::virtio::Balloon* balloon = devices_.balloon();
+    if (balloon == nullptr) {
+      return false;
+    }
+    switch (command.type) {
+    case CASEMATE_COMMAND_BALLOON:
+      balloon->set_target(command.id);
+      board_.update_interrupts();
+      deliver(this);
+      return true;
+    case CASEMATE_COMMAND_MEMORY:
+      if (is_paused_) {
+        devices_.tell_memory({}); // its driver stands still
+      } else {
+        balloon->ask_statistics();
+        board_.update_interrupts();
+        deliver(this);
+      }
+      return true;
     default:
       return false;
     }

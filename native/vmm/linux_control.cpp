@@ -32,6 +32,10 @@ bool brings_socket(std::uint32_t type) {
   return type == CASEMATE_COMMAND_STREAM_CONNECT || type == CASEMATE_COMMAND_STREAM_ACCEPT;
 }
 
+/// struct casemate_balloon_command, whose pages are where a stream's id is.
+static_assert(sizeof(casemate_balloon_command) == sizeof(casemate_stream_command));
+static_assert(offsetof(casemate_balloon_command, pages) == offsetof(casemate_stream_command, id));
+
 bool is_of_stream(std::uint32_t type) {
   return brings_socket(type) || type == CASEMATE_COMMAND_STREAM_REFUSE;
 }
@@ -70,7 +74,9 @@ Command take_command() {
   Command command{message.header.type, message.id, message.port,
                   sys::Fd(has_descriptor ? rights.descriptor : -1)};
   const std::size_t expected =
-      is_of_stream(command.type) ? sizeof message : sizeof(casemate_command);
+      is_of_stream(command.type) || command.type == CASEMATE_COMMAND_BALLOON
+          ? sizeof message
+          : sizeof(casemate_command);
   // The kernel says where it could not give us all that was sent: where we have too many
   // already, the command comes without.
   const bool is_cut = (header.flags & msg_control_truncated) != 0;

@@ -12,7 +12,7 @@ namespace casemate::vmm {
 
 struct Command {
   std::uint32_t type = 0; // 0: there is none
-  std::uint32_t id = 0;   // of a stream, and likewise:
+  std::uint32_t id = 0;   // of a stream, or pages of a balloon; and of a stream:
   std::uint32_t port = 0;
   sys::Fd socket;
 };

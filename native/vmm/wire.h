@@ -45,7 +45,10 @@ enum casemate_command_type {
    * stream's socket, SOCK_STREAM, by SCM_RIGHTS: the only descriptors that are ever sent. */
   CASEMATE_COMMAND_STREAM_CONNECT = 16, /* answered by STREAM_CONNECTED or STREAM_REFUSED */
   CASEMATE_COMMAND_STREAM_ACCEPT = 17,  /* these two answer STREAM_REQUESTED */
-  CASEMATE_COMMAND_STREAM_REFUSE = 18
+  CASEMATE_COMMAND_STREAM_REFUSE = 18,
+  /* Of a VM with a balloon. */
+  CASEMATE_COMMAND_BALLOON = 32, /* struct casemate_balloon_command */
+  CASEMATE_COMMAND_MEMORY = 33   /* answered by CASEMATE_EVENT_MEMORY, and not asked again before */
 };
 
 struct casemate_command {
@@ -61,6 +64,12 @@ struct casemate_stream_command {
   struct casemate_command header;
   __u32 id;   /* Node's choice, or that of the request that is answered */
   __u32 port; /* STREAM_CONNECT: of the guest */
+};
+
+struct casemate_balloon_command {
+  struct casemate_command header;
+  __u32 pages; /* of 4 KiB, that the balloon is to hold */
+  __u32 reserved;
 };
 
 enum casemate_image_format {
@@ -107,6 +116,14 @@ struct casemate_device {
   __u32 descriptors; /* how many of those from CASEMATE_FD_DEVICES on are its own, in turn */
   __u32 reserved;
   __u64 parameters[14];
+};
+
+/* CASEMATE_DEVICE_CONSOLE: of both CASEMATE_FD_CONSOLE_*, which the serial port has without it. */
+
+/* CASEMATE_DEVICE_BALLOON, of memory that is not set apart (page_shift is 0) */
+enum casemate_balloon_flags {
+  CASEMATE_BALLOON_DEFLATE_ON_OOM = 1u << 0, /* a guest in need takes memory out of it */
+  CASEMATE_BALLOON_REPORTING = 1u << 1       /* a guest gives back what it does not use, unasked */
 };
 
 /* CASEMATE_DEVICE_BLOCK: one descriptor, of a regular file or a block device. */
@@ -169,7 +186,8 @@ enum casemate_event_type {
   CASEMATE_EVENT_STREAM_CONNECTED = 17,
   CASEMATE_EVENT_STREAM_REFUSED = 18, /* its last event */
   CASEMATE_EVENT_STREAM_ENDED = 19,   /* the guest sends no more; all of it is in the socket */
-  CASEMATE_EVENT_STREAM_CLOSED = 20   /* its last event, of one that was connected or accepted */
+  CASEMATE_EVENT_STREAM_CLOSED = 20,  /* its last event, of one that was connected or accepted */
+  CASEMATE_EVENT_MEMORY = 32          /* struct casemate_memory */
 };
 
 struct casemate_event {
@@ -291,6 +309,17 @@ struct casemate_stream_event {
   struct casemate_event header;
   __u32 id;
   __u32 port; /* STREAM_REQUESTED */
+};
+
+#define CASEMATE_MEMORY_STATISTICS 16u
+
+struct casemate_memory {
+  struct casemate_event header;
+  __u32 target; /* pages that the balloon is to hold */
+  __u32 actual; /* and that it does, as the guest says */
+  __u32 known;  /* bits: which of the statistics there are */
+  __u32 reserved;
+  __u64 statistics[CASEMATE_MEMORY_STATISTICS]; /* by VIRTIO_BALLOON_S_* */
 };
 
 struct casemate_blocked {

@@ -20,6 +20,14 @@ export interface DiskOptions {
   rateLimit?: RateLimit;
 }
 
+/** How a Linux guest gives memory back to its host. */
+export interface BalloonOptions {
+  /** A guest that runs out of memory takes what it needs out of the balloon. Default true. */
+  deflateOnOom?: boolean;
+  /** The guest gives back memory that it does not use, by itself. Default true. */
+  reporting?: boolean;
+}
+
 /**
  * A device of a Linux guest: checked options. Its descriptors are opened when it is launched, by functions, or made by
  * the launch itself, and then the name of a slot of its plan.
@@ -39,14 +47,17 @@ const rng: Device = { option: 'rng', type: 'rng', flags: 0, parameters: [], desc
 
 const vsock: Device = { option: 'options.vsock', type: 'vsock', flags: 0, parameters: [], descriptors: [] };
 
+/** Instead of the serial port what {@link Vm.console} is the other end of. */
+const hvc: Device = { option: 'options.console', type: 'console', flags: 0, parameters: [], descriptors: [] };
+
 /** The devices of a Linux guest, in the order in which it finds them. */
 export function parseDevices(given: Readonly<Record<string, unknown>>): readonly Device[] {
   // The network has the first descriptor of all: the monitor's filters know its number.
-  const { network, disks = [], vsock: hasVsock = false } = given;
+  const { network, disks = [], vsock: hasVsock = false, balloon = false, console } = given;
   const before = [rng, ...(network === undefined ? [] : [networkDevice(parseNetworkOptions(network))])];
   const behind = boolean('options.vsock', hasVsock) ? [vsock] : [];
   const parsed = parseDisks(disks);
-  const devices = [...before, ...parsed, ...behind];
+  const devices = [...before, ...parsed, ...behind, ...parseBalloon(balloon), ...(console === 'virtio' ? [hvc] : [])];
   if (devices.length > wire.maxDevices) {
     const most = wire.maxDevices - before.length - behind.length;
     throw invalid('options.disks', `at most ${most} disks`, `${parsed.length} disks`);
@@ -75,6 +86,17 @@ function networkDevice({ mac, mtu, receive, send, tap, stream }: Network): Devic
     ...device,
     descriptors: [(files) => ('fd' in stream ? stream.fd : files.connect('options.network.stream', stream.path))],
   };
+}
+
+function parseBalloon(value: unknown): Device[] {
+  const option = 'options.balloon';
+  if (value === false) return [];
+  const given = value === true ? {} : object(option, value, ['deflateOnOom', 'reporting'], 'a boolean or an object');
+  const { deflateOnOom = true, reporting = true } = given as Record<string, unknown>;
+  const flags =
+    (boolean(`${option}.deflateOnOom`, deflateOnOom) ? wire.balloonFlags.deflateOnOom : 0) |
+    (boolean(`${option}.reporting`, reporting) ? wire.balloonFlags.reporting : 0);
+  return [{ option, type: 'balloon', flags, parameters: [], descriptors: [] }];
 }
 
 function parseDisks(value: unknown): Device[] {

@@ -211,6 +211,7 @@ function takeOver(id: string, options: ParsedOptions, { plan, launching, limits,
     agent: options.agent,
     devices: options.devices.map(({ option }) => option),
     vsock: hasVsock(options) ? { label: jail.selinuxContext } : undefined,
+    memoryMib: options.memoryMib,
     ended: (exit) => channels.exit.publish({ id, vm, exit }),
     evidence: () => ({
       jail,

@@ -2,7 +2,7 @@ import { agentAbi } from '../agent/protocol.js';
 import { boolean, descriptor, integer, invalid, object, oneOf, string } from '../is.js';
 import type { CgroupSettings } from '../jail/cgroup.js';
 import { type Jail, type JailOptions, parseJail } from '../jail/profiles.js';
-import { type Device, type DiskOptions, parseDevices } from './devices.js';
+import { type BalloonOptions, type Device, type DiskOptions, parseDevices } from './devices.js';
 import { type Limits, parseLimits } from './limits.js';
 import type { NetworkOptions } from './network.js';
 import { wire } from './wire.js';
@@ -51,6 +51,11 @@ export interface LaunchOptions {
    * driver (virtio_blk and virtio_mmio, built in or from its initrd). At most 15. docs/devices.md
    */
   disks?: readonly DiskOptions[];
+  /**
+   * Memory that `kernel` does not use goes back to the host, and {@link Vm.balloon} asks for more of it: for a kernel with
+   * the driver (virtio_balloon and virtio_mmio). Default false. docs/linux.md
+   */
+  balloon?: boolean | BalloonOptions;
   /** How `kernel` is started: by the 64-bit boot protocol of Linux, `'linux'`, the default, or by `'pvh'`. */
   bootProtocol?: 'linux' | 'pvh';
   /**
@@ -83,8 +88,12 @@ export interface LaunchOptions {
   cpl?: 0 | 3;
   /** The network of `kernel`: by a tap, or by a stream to a program such as passt; docs/network.md. Default: none. */
   network?: NetworkOptions;
-  /** `'pipe'` (the default): {@link Vm.console} must be read, or a guest that writes will wait. `'ignore'`: none. */
-  console?: 'pipe' | 'ignore';
+  /**
+   * `'pipe'` (the default): {@link Vm.console} must be read, or a guest that writes will wait. `'ignore'`: none.
+   * `'virtio'`: the console of `kernel` is `hvc0` instead of its serial port, which takes a buffer at a time where that
+   * takes a byte; for a kernel with the driver (virtio_console and virtio_mmio). docs/linux.md
+   */
+  console?: 'pipe' | 'virtio' | 'ignore';
   /** What it may take of the host; docs/limits.md. Default: as much as Node may. */
   limits?: Limits;
   /** The jail of the monitor. Default: the strict profile. */
@@ -145,6 +154,7 @@ const known = [
   'cmdline',
   'bootProtocol',
   'disks',
+  'balloon',
   'format',
   'args',
   'input',
@@ -169,10 +179,9 @@ const known = [
 /** The largest delay that Node's timers take. */
 const maxDelayMs = 0x7fffffff;
 
-const defaultCmdline = 'console=ttyS0 quiet panic=-1 pci=off';
-
 /** Without an initrd that would know better, the first disk is the root. */
-function defaultCmdlineOf({ initrd }: Record<string, unknown>, devices: readonly Device[]): string {
+function defaultCmdlineOf({ console, initrd }: Record<string, unknown>, devices: readonly Device[]): string {
+  const defaultCmdline = `console=${console === 'virtio' ? 'hvc0' : 'ttyS0'} quiet panic=-1 pci=off`;
   const disk = devices.find(({ type }) => type === 'block');
   if (disk === undefined || initrd !== undefined) return defaultCmdline;
   return `${defaultCmdline} root=/dev/vda ${disk.writesFile ? 'rw' : 'ro'}`;
@@ -187,6 +196,7 @@ const linuxOnly = [
   'agent',
   'disks',
   'network',
+  'balloon',
   'hugePages',
   'vcpus',
   'vsock',
@@ -221,7 +231,8 @@ export function parseOptions(options: unknown): ParsedOptions {
   return {
     ...(isLinux ? parseLinux(given) : parseBareMetal(given)),
     memoryMib: size,
-    console: oneOf('options.console', console, ['pipe', 'ignore']) === 'pipe',
+    console:
+      oneOf('options.console', console, isLinux ? ['pipe', 'virtio', 'ignore'] : ['pipe', 'ignore']) !== 'ignore',
     limits: parsedLimits,
     jail: parsedJail,
     kvmFd: kvm === undefined ? undefined : descriptor('options.kvm.fd', object('options.kvm', kvm, ['fd']).fd),
@@ -262,6 +273,9 @@ function parseLinux(given: Record<string, unknown>): GuestOptions {
     throw invalid('options.vsock', 'true with options.agent, which is reached by it', false);
   }
   const devices = parseDevices({ ...given, vsock: given.vsock ?? agent !== undefined });
+  if (given.hugePages !== undefined && devices.some(({ type }) => type === 'balloon')) {
+    throw invalid('options.balloon', 'nothing with options.hugePages, which are set apart for this VM', given.balloon);
+  }
   const { kernel, initrd, cmdline = defaultCmdlineOf(given, devices) } = given;
   const { bootProtocol = 'linux', hugePages, vcpus = 1 } = given;
   const line =

@@ -4,6 +4,7 @@ import type { Duplex, Readable } from 'node:stream';
 import type { ExecOptions, ReadFileOptions, WriteFileOptions } from '../agent/options.js';
 import type { GuestProcess } from '../agent/process.js';
 import { CasemateError } from '../errors.js';
+import { integer } from '../is.js';
 import { type ChildEnd, type Launching, type LaunchOutcome, unborn } from '../jail/launcher.js';
 import type { NativeChild } from '../jail/native.js';
 import { syscallName } from '../jail/syscalls.js';
@@ -14,7 +15,16 @@ import { type Evidence, type EvidenceRequest, readEvidence } from './evidence.js
 import { crashOf, exitOf, type VmExit } from './exit.js';
 import type { Timeline } from './timeline.js';
 import { type ConnectOptions, Vsock, type VsockServer } from './vsock.js';
-import { bare, decodeEvent, type ExitedEvent, type MonitorEvent, type MonitorStamps, wire } from './wire.js';
+import {
+  balloonCommand,
+  bare,
+  decodeEvent,
+  type ExitedEvent,
+  type GuestMemory,
+  type MonitorEvent,
+  type MonitorStamps,
+  wire,
+} from './wire.js';
 
 /** What a {@link Vm} emits. */
 export interface VmEvents {
@@ -44,6 +54,7 @@ export interface VmParts {
   readonly devices: readonly string[];
   /** Undefined where it has none; else the SELinux label of its sockets, if any. */
   readonly vsock: { readonly label: string | undefined } | undefined;
+  readonly memoryMib: number;
   /** Hears of the end before all listeners. */
   readonly ended: (exit: VmExit) => void;
   readonly evidence: () => EvidenceRequest;
@@ -79,6 +90,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   #violation: string | undefined;
   /** Those that there have been, by device and operation. */
   readonly #deviceErrors = new Set<string>();
+  /** Whoever asks while an answer is on its way gets that one. */
+  #memory: { readonly answered: Promise<GuestMemory>; readonly answer: (memory: GuestMemory) => void } | undefined;
   #end: ChildEnd = unborn;
   #launch: LaunchOutcome | undefined;
   readonly #resolveStarted: (stamps: MonitorStamps | undefined) => void;
@@ -281,6 +294,52 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     });
   }
 
+  /**
+   * Asks the guest to give so much memory back: its driver puts what it can spare into a balloon, and takes it out again
+   * where less is asked for. That takes its time, and {@link Vm.memory} says how far it is.
+   *
+   * @throws CasemateError ERR_CASEMATE_STATE without a balloon, ERR_CASEMATE_CLOSED where the VM has ended.
+   */
+  balloon({ targetMib }: { targetMib: number }): void {
+    const mib = integer('options.targetMib', targetMib, 0, this.#parts.memoryMib);
+    this.#sendOfBalloon(balloonCommand((mib * 2 ** 20) / 4096));
+  }
+
+  /**
+   * What the guest says of its memory, and how large its balloon is.
+   *
+   * @throws CasemateError ERR_CASEMATE_STATE without a balloon, ERR_CASEMATE_CLOSED where the VM has ended or ends
+   * meanwhile.
+   */
+  async memory(): Promise<GuestMemory> {
+    if (this.#memory === undefined) {
+      this.#sendOfBalloon(bare(wire.commands.memory));
+      let answer: (memory: GuestMemory) => void = () => {};
+      const answered = new Promise<GuestMemory>((resolve) => {
+        answer = resolve;
+      });
+      this.#memory = { answered, answer };
+    }
+    const memory = await Promise.race([this.#memory.answered, this.exited.then(() => undefined)]);
+    if (memory === undefined) throw this.#closed('The VM has ended');
+    return memory;
+  }
+
+  #sendOfBalloon(command: Uint8Array): void {
+    if (!this.#parts.devices.includes('options.balloon')) {
+      throw new CasemateError('ERR_CASEMATE_STATE', 'This VM was launched without a balloon', {
+        step: 'balloon',
+        remedy: 'Launch it with balloon: true.',
+      });
+    }
+    if (this.#state === 'exited') throw this.#closed('The VM has ended');
+    try {
+      this.#child.send(command);
+    } catch {
+      // It has hung up already: its end is on the way.
+    }
+  }
+
   /** Ends the VM at once and resolves when nothing of it is left. Harmless on one that has ended. */
   kill(): Promise<VmExit> {
     this.end({ reason: 'killed' });
@@ -360,6 +419,12 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       case 'streamClosed': {
         const wrong = this.#vsock === undefined ? 'news of streams that it has not' : this.#vsock.handle(event);
         return wrong === undefined ? undefined : this.#violate(wrong);
+      }
+      case 'memory': {
+        if (this.#memory === undefined) return this.#violate('what nobody has asked of its memory');
+        const { answer } = this.#memory;
+        this.#memory = undefined;
+        return answer(event.memory);
       }
       case 'exited':
         this.#guestExit = event;

@@ -17,7 +17,17 @@ export const wire = {
     lease: 9,
     devices: 16,
   },
-  commands: { configure: 1, run: 2, pause: 3, resume: 4, streamConnect: 16, streamAccept: 17, streamRefuse: 18 },
+  commands: {
+    configure: 1,
+    run: 2,
+    pause: 3,
+    resume: 4,
+    streamConnect: 16,
+    streamAccept: 17,
+    streamRefuse: 18,
+    balloon: 32,
+    memory: 33,
+  },
   formats: { auto: 0, elf: 1, flat: 2, linux: 3, pvh: 4 },
   flags: {
     console: 1,
@@ -32,6 +42,7 @@ export const wire = {
   blockFlags: { readOnly: 1 },
   netFlags: { stream: 1 },
   netParameters: { mac: 0, mtu: 1, receiveLimit: 2, sendLimit: 6 },
+  balloonFlags: { deflateOnOom: 1, reporting: 2 },
   configureSize: 72,
   deviceSize: 128,
   deviceParameters: 14,
@@ -57,8 +68,9 @@ export const wire = {
     streamRefused: 18,
     streamEnded: 19,
     streamClosed: 20,
+    memory: 32,
   },
-  sizes: { doorbell: 96, exited: 232, failed: 64, blocked: 24, deviceError: 24, stream: 16 },
+  sizes: { doorbell: 96, exited: 232, failed: 64, blocked: 24, deviceError: 24, stream: 16, memory: 152 },
   maxStreams: 1024,
   firstGuestStream: 2 ** 31,
   exits: { guest: 1, fault: 2, shutdown: 3, internal: 4, protocol: 5, host: 6, poweroff: 7, reboot: 8, panic: 9 },
@@ -279,6 +291,15 @@ export interface StreamEvent {
   port: number;
 }
 
+/** struct casemate_balloon_command. */
+export function balloonCommand(pages: number): Uint8Array {
+  const bytes = Buffer.alloc(16);
+  bytes.writeUInt32LE(wire.commands.balloon, 0);
+  bytes.writeUInt32LE(bytes.length, 4);
+  bytes.writeUInt32LE(pages, 8);
+  return bytes;
+}
+
 /** How a guest ended, as its monitor tells it. */
 export interface ExitedEvent {
   type: 'exited';
@@ -302,7 +323,8 @@ export type MonitorEvent =
   | StreamEvent
   | { type: 'failed'; step: SetupStep; errno: number; call: string; detail: number; image: string | undefined }
   | { type: 'blocked'; syscall: number; arch: number; argument: bigint }
-  | { type: 'deviceError'; device: number; operation: DeviceOperation; errno: number };
+  | { type: 'deviceError'; device: number; operation: DeviceOperation; errno: number }
+  | { type: 'memory'; memory: GuestMemory };
 
 /**
  * A monitor's message, or undefined where it is none of the protocol's: wrong size for its type, numbers out of
@@ -340,12 +362,81 @@ export function decodeEvent(bytes: Buffer, size: number): MonitorEvent | undefin
       if (device >= wire.maxDevices || operation === undefined || errno === 0 || errno > 4095) return undefined;
       return { type: 'deviceError', device, operation, errno };
     }
+    case events.memory:
+      return size === sizes.memory ? { type: 'memory', memory: decodeMemory(bytes) } : undefined;
     default: {
       const type = streamEvents.find((name) => events[name] === bytes.readUInt32LE(0));
       if (type === undefined || size !== sizes.stream) return undefined;
       return { type, id: bytes.readUInt32LE(8), port: bytes.readUInt32LE(12) };
     }
   }
+}
+
+/** VIRTIO_BALLOON_S_*, in their order. */
+const memoryStatistics = [
+  'swappedInBytes',
+  'swappedOutBytes',
+  'majorFaults',
+  'minorFaults',
+  'freeBytes',
+  'totalBytes',
+  'availableBytes',
+  'cachesBytes',
+  'hugePageAllocations',
+  'hugePageFailures',
+  'oomKills',
+  'allocationStalls',
+  'asyncScans',
+  'directScans',
+  'asyncReclaims',
+  'directReclaims',
+] as const satisfies readonly (keyof MemoryStatistics)[];
+
+/**
+ * What the kernel of a guest counts; which of them depends on its version. Any number may stand here: it is the guest's.
+ */
+export interface MemoryStatistics {
+  readonly swappedInBytes?: number;
+  readonly swappedOutBytes?: number;
+  readonly majorFaults?: number;
+  readonly minorFaults?: number;
+  readonly freeBytes?: number;
+  readonly totalBytes?: number;
+  /** What it could use without swapping. */
+  readonly availableBytes?: number;
+  /** What it could give back at once. */
+  readonly cachesBytes?: number;
+  readonly hugePageAllocations?: number;
+  readonly hugePageFailures?: number;
+  readonly oomKills?: number;
+  readonly allocationStalls?: number;
+  readonly asyncScans?: number;
+  readonly directScans?: number;
+  readonly asyncReclaims?: number;
+  readonly directReclaims?: number;
+}
+
+/** What a guest says of its memory. */
+export interface GuestMemory {
+  /** What its balloon is to hold, in bytes. */
+  readonly balloonTargetBytes: number;
+  /** What it holds. */
+  readonly balloonBytes: number;
+  /** Undefined where the guest has not answered within a second: it has no driver for its balloon, or is paused. */
+  readonly statistics: MemoryStatistics | undefined;
+}
+
+const balloonPage = 4096;
+
+function decodeMemory(bytes: Buffer): GuestMemory {
+  const known = bytes.readUInt32LE(16);
+  const there = [...memoryStatistics.entries()].filter(([tag]) => ((known >>> tag) & 1) === 1);
+  const statistics = there.map(([tag, name]) => [name, Number(bytes.readBigUInt64LE(24 + 8 * tag))]);
+  return {
+    balloonTargetBytes: bytes.readUInt32LE(8) * balloonPage,
+    balloonBytes: bytes.readUInt32LE(12) * balloonPage,
+    statistics: there.length === 0 ? undefined : Object.fromEntries(statistics),
+  };
 }
 
 function decodeExited(bytes: Buffer): ExitedEvent | undefined {

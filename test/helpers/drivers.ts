@@ -41,10 +41,22 @@ export function repeat(count: number, code: string): string {
 }
 
 /**
- * Maps the windows of devices, at 0xd0000000, with a page directory of the kernel's own: mov %cr3, %rax;
- * mov (%rax), %rbx; and $-4096, %rbx; movq $directory | 3, 24(%rbx), then its entry, and cr3 once more.
+ * Page tables of the kernel's own, for the first 64 MiB and the windows of devices; mov $tables, %eax; mov %rax, %cr3.
+ * Nothing of what is above these may be lost: a driver of a balloon gives all kinds of memory away.
  */
-export const mapDevices = `0f20d8488b184881e300f0ffff48c74318${number(0x60003, 4)}${write64(0x60400, 0xd000_0093n)}0f20d80f22d8`;
+export const mapDevices = ((tables: number) => {
+  const [directories, ram, devices] = [tables + 0x1000, tables + 0x2000, tables + 0x3000];
+  const [present, large, uncached] = [3, 0x83, 0x93];
+  const pages = Array.from({ length: 32 }, (_, i) => write64(ram + 8 * i, (i * 2 ** 21) | large));
+  return [
+    write64(tables, directories | present),
+    write64(directories, ram | present),
+    write64(directories + 8 * 3, devices | present),
+    ...pages,
+    write64(devices + 8 * 0x80, 0xd000_0000 + uncached),
+    `b8${number(tables, 4)}0f22d8`,
+  ].join('');
+})(scratch - 0x10_0000);
 
 /** Offsets of registers in a device's window. */
 export const register = {

@@ -94,8 +94,8 @@ export const agentModules = (kernel: TestKernel, modules: readonly string[]): En
   moduleFiles(kernel, modules).map((file) => moduleAt(kernel, 'casemate/modules', file));
 
 /**
- * An initrd whose init mounts /proc, /sys and /dev, has the console for its streams, loads modules, runs these lines of
- * shell, and powers off. All of busybox's commands can be called by their names.
+ * An initrd whose init mounts /proc, /sys and /dev, loads modules, has the console for its streams (one of these may be
+ * its driver), runs these lines of shell, and powers off. All of busybox's commands can be called by their names.
  */
 export function initrd(kernel: TestKernel, script: string, { modules = [], files = [] }: InitrdOptions = {}): Buffer {
   const needed = moduleFiles(kernel, modules);
@@ -107,8 +107,8 @@ export PATH=/bin
 /bin/busybox mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-exec </dev/console >/dev/console 2>&1
-${needed.map((file) => `insmod /modules/${file}\n`).join('')}${script}
+${needed.map((file) => `insmod /modules/${file}\n`).join('')}exec </dev/console >/dev/console 2>&1
+${script}
 poweroff -f
 `;
   return cpio([busybox(), ...drivers, ...files, program('init', init)]);

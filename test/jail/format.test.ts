@@ -12,6 +12,7 @@ import {
 } from '#lib/jail/steps.js';
 import { unpackFormat } from '#lib/vm/unpack.js';
 import {
+  balloonCommand,
   bare,
   decodeEvent,
   deviceOperations,
@@ -374,6 +375,7 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   const streamCommands = { streamConnect: 'CONNECT', streamAccept: 'ACCEPT', streamRefuse: 'REFUSE' };
   t.deepEqual<object, object>(wire.commands, {
     ...constants(commands, 'CASEMATE_COMMAND_'),
+    ...constants({ balloon: 'BALLOON', memory: 'MEMORY' }, 'CASEMATE_COMMAND_'),
     ...constants(streamCommands, 'CASEMATE_COMMAND_STREAM_'),
   });
   t.is<number, number>(wire.maxStreams, c('CASEMATE_MAX_STREAMS'));
@@ -392,7 +394,10 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
     streamClosed: 'CLOSED',
   };
   t.deepEqual<object, object>(wire.events, {
-    ...constants({ ...events, failed: 'FAILED', blocked: 'BLOCKED', deviceError: 'DEVICE_ERROR' }, 'CASEMATE_EVENT_'),
+    ...constants(
+      { ...events, failed: 'FAILED', blocked: 'BLOCKED', deviceError: 'DEVICE_ERROR', memory: 'MEMORY' },
+      'CASEMATE_EVENT_',
+    ),
     ...constants(streamEvents, 'CASEMATE_EVENT_STREAM_'),
   });
   const exits = { guest: 'GUEST', fault: 'FAULT', shutdown: 'SHUTDOWN', internal: 'INTERNAL', protocol: 'PROTOCOL' };
@@ -409,6 +414,8 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
     constants({ mac: 'MAC', mtu: 'MTU', receiveLimit: 'RECEIVE_LIMIT', sendLimit: 'SEND_LIMIT' }, 'CASEMATE_NET_'),
   );
   t.deepEqual<object, object>(wire.blockFlags, constants({ readOnly: 'READ_ONLY' }, 'CASEMATE_BLOCK_'));
+  const balloonFlags = { deflateOnOom: 'DEFLATE_ON_OOM', reporting: 'REPORTING' };
+  t.deepEqual<object, object>(wire.balloonFlags, constants(balloonFlags, 'CASEMATE_BALLOON_'));
   t.is<number, number>(wire.deviceSize, c('sizeof casemate_device'));
   t.is<number, number>(wire.deviceSize, c('casemate_device.parameters') + 8 * wire.deviceParameters);
   t.is<number, number>(wire.maxDevices, c('CASEMATE_MAX_DEVICES'));
@@ -605,6 +612,23 @@ withCompiler("a monitor's messages are read as the structs of wire.h", (t) => {
   t.is(command.readUInt32LE(4), command.length);
   t.is(command.readUInt32LE(c('casemate_stream_command.id')), 7);
   t.is(command.readUInt32LE(c('casemate_stream_command.port')), 1003);
+
+  const memory = message('memory', 'MEMORY', { target: 512, actual: 256, known: 0b11_0000 });
+  memory.writeBigUInt64LE(4096n, c('casemate_memory.statistics') + 4 * 8);
+  memory.writeBigUInt64LE(2n ** 64n - 1n, c('casemate_memory.statistics') + 5 * 8);
+  t.deepEqual(decoded(memory), {
+    type: 'memory',
+    memory: {
+      balloonTargetBytes: 2 ** 21,
+      balloonBytes: 2 ** 20,
+      statistics: { freeBytes: 4096, totalBytes: 2 ** 64 },
+    },
+  });
+  t.like(decoded(message('memory', 'MEMORY')), { memory: { balloonBytes: 0, statistics: undefined } });
+  const ofBalloon = Buffer.from(balloonCommand(7));
+  t.is(ofBalloon.length, c('sizeof casemate_balloon_command'));
+  t.deepEqual([ofBalloon.readUInt32LE(0), ofBalloon.readUInt32LE(4)], [wire.commands.balloon, ofBalloon.length]);
+  t.is(ofBalloon.readUInt32LE(c('casemate_balloon_command.pages')), 7);
 });
 
 withCompiler('a message that is not one of the protocol is none at all', (t) => {
@@ -615,6 +639,7 @@ withCompiler('a message that is not one of the protocol is none at all', (t) => 
     blocked: message('blocked', 'BLOCKED'),
     device: message('device_error', 'DEVICE_ERROR', { operation: 1, error: 5 }),
     stream: message('stream_event', 'STREAM_CLOSED'),
+    memory: message('memory', 'MEMORY'),
     paused: message('event', 'PAUSED'),
   };
   for (const [name, bytes] of Object.entries(good)) {

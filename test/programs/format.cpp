@@ -246,6 +246,8 @@ int main() {
   CONSTANT(CASEMATE_NET_MTU);
   CONSTANT(CASEMATE_NET_RECEIVE_LIMIT);
   CONSTANT(CASEMATE_NET_SEND_LIMIT);
+  CONSTANT(CASEMATE_BALLOON_DEFLATE_ON_OOM);
+  CONSTANT(CASEMATE_BALLOON_REPORTING);
   SIZE(casemate_device);
   OFFSET(casemate_device, type);
   OFFSET(casemate_device, flags);
@@ -385,6 +387,16 @@ int main() {
   SIZE(casemate_stream_event);
   OFFSET(casemate_stream_event, id);
   OFFSET(casemate_stream_event, port);
+  CONSTANT(CASEMATE_EVENT_MEMORY);
+  CONSTANT(CASEMATE_COMMAND_BALLOON);
+  CONSTANT(CASEMATE_COMMAND_MEMORY);
+  SIZE(casemate_balloon_command);
+  OFFSET(casemate_balloon_command, pages);
+  SIZE(casemate_memory);
+  OFFSET(casemate_memory, target);
+  OFFSET(casemate_memory, actual);
+  OFFSET(casemate_memory, known);
+  OFFSET(casemate_memory, statistics);
   SIZE(casemate_device_error);
   OFFSET(casemate_device_error, device);
   OFFSET(casemate_device_error, operation);
