@@ -28,7 +28,7 @@ import {
   tripleFault,
   tryByte,
 } from '../helpers/kernels.js';
-import { threadStatesOf, within } from '../helpers/proc.js';
+import { patience, threadStatesOf, within } from '../helpers/proc.js';
 import { refused, run } from '../helpers/vm.js';
 
 const test = requires('kvm');
@@ -229,7 +229,7 @@ test('a kernel that ends before it has touched a device is an error', async (t) 
 });
 
 test('a kernel that touches no device in its time is an error', async (t) => {
-  const error = await refused(t, { kernel: kernel(loop), startTimeoutMs: 300 }, 'ERR_CASEMATE_TIMEOUT');
+  const error = await refused(t, { kernel: kernel(loop), startTimeoutMs: 2000 * patience }, 'ERR_CASEMATE_TIMEOUT');
   t.regex(error.message, /access to a device/);
 });
 

@@ -129,7 +129,7 @@ for (const [what, acts] of [
   ],
   ["asks with an id of Node's", [`stream ${requested} 7 80`]],
   ['asks with an id that is too large', [`stream ${requested} ${ofGuest + 1024} 80`]],
-  ['answers what nobody has asked', [`stream ${connected} 1 0`]],
+  ['answers what nobody has asked', [`stream ${connected} 2 0`]],
   ['answers a connection twice', ['command', `stream ${connected} 1 0`, `stream ${refused} 1 0`]],
   ['ends a stream before it is connected', ['command', `stream ${ended} 1 0`]],
   ['ends a stream twice', ['command', `stream ${connected} 1 0`, `stream ${ended} 1 0`, `stream ${ended} 1 0`]],
