@@ -184,6 +184,7 @@ template <typename Kind> static void check_exclusion() {
   Kind mutex;
   long count = 0; // not atomic
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&] {
       for (int round = 0; round < 20'000; ++round) {

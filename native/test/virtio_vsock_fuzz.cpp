@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#include <utility>
 
 using namespace casemate;
 using namespace casemate::machine::virtio;
@@ -129,7 +130,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       break;
     case 7:
       if (socket != nullptr) {
-        machine.sockets.erase(machine.sockets.begin() + data[1] % machine.sockets.size());
+        std::swap(*socket, machine.sockets.back());
+        machine.sockets.pop_back();
       }
       break;
     case 8:

@@ -241,12 +241,11 @@ void VsockStreams::receive(const VsockHeader& header, const Payload& payload) {
   if (header.src_cid != guest_cid) {
     return; // there is nobody to be answered
   }
-  const auto op = static_cast<VsockOp>(header.op);
-  if (header.dst_cid != host_cid || header.type != vsock_type_stream) {
-    answer_reset(header);
-  } else if (Stream* stream = find(header.src_port, header.dst_port)) {
+  const bool is_for_streams = header.dst_cid == host_cid && header.type == vsock_type_stream;
+  Stream* stream = is_for_streams ? find(header.src_port, header.dst_port) : nullptr;
+  if (stream != nullptr) {
     receive_for(*stream, header, payload);
-  } else if (op == VsockOp::Request) {
+  } else if (is_for_streams && static_cast<VsockOp>(header.op) == VsockOp::Request) {
     receive_request(header);
   } else {
     answer_reset(header);
