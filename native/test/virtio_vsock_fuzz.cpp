@@ -89,7 +89,7 @@ struct Machine {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   Machine machine;
   for (unsigned steps = 0; size >= 8 && steps < 200; data += 8, size -= 8, ++steps) {
-    const sys::Fd* socket =
+    sys::Fd* socket =
         machine.sockets.empty() ? nullptr : &machine.sockets[data[1] % machine.sockets.size()];
     static char bytes[65536];
     switch (data[0] % 12) {
