@@ -200,6 +200,23 @@ TEST("statistics are asked for by giving the driver its buffer back") {
   CHECK_EQ(m.heard[0].values[5], 2000u);
 }
 
+TEST("statistics that were there before the driver was ready are found") {
+  Machine m;
+  m.driver.reset();
+  m.driver.write(mmio::status, 3);
+  m.driver.accept(statistics | feature_version_1);
+  m.driver.write(mmio::status, 11);
+  for (std::uint16_t i = 0; i < m.driver.queues.size(); ++i) {
+    m.driver.set_queue(i);
+  }
+  m.driver.queues[2].add({{m.list, sizeof(Statistic)}});
+  m.driver.kick(2);
+  m.driver.write(mmio::status, 15);
+  m.driver.settle();
+  m.balloon.ask_statistics();
+  CHECK(m.driver.queues[2].take_used().has_value());
+}
+
 TEST("without a driver, or one that answers, there are no statistics, and that is said") {
   Machine m;
   m.balloon.ask_statistics();

@@ -82,6 +82,10 @@ void Balloon::on_activate(std::uint64_t features) {
   if ((features & feature_page_poison) == 0) {
     config_.poison = 0;
   }
+  if (has_statistics_) {
+    // Linux makes its first statistics available, and kicks, before it says that it is ready.
+    kick_again(statistics_queue);
+  }
 }
 
 void Balloon::on_reset() {
