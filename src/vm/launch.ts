@@ -417,21 +417,34 @@ const resourcesOf = (options: ParsedOptions, fileSize: number): MonitorLimits =>
 const plans = new Map<string, LaunchPlan>();
 const maxPlans = 64;
 
+const tapOf = ({ devices }: ParsedOptions) => devices.find((device) => device.tap !== undefined)?.tap;
+
+/** Of what makes another plan. */
+function planKey(options: ParsedOptions, { fileSize, streams }: MonitorLimits): string {
+  const { jail, console, devices } = options;
+  const key = `${jail.key} ${console} ${inputCount(options)} ${bornInCgroup(options)} ${fileSize} ${streams}`;
+  if (devices.length === 0) return key; // as of every bare-metal guest: this is on its way
+  return `${key} ${descriptorsOf(devices).map(({ name }) => name)} ${JSON.stringify(tapOf(options))}`;
+}
+
 /** The plan of a launch: the same for all launches that ask for the same jail. */
 function planFor(options: ParsedOptions, resources: MonitorLimits): LaunchPlan {
-  const { jail, console } = options;
-  const inputs = inputCount(options);
-  const cgroup = bornInCgroup(options);
-  const devices = descriptorsOf(options.devices).map(({ name, source }) => ({
-    name,
-    isGiven: typeof source !== 'string',
-  }));
-  const { tap } = options.devices.find((device) => device.tap !== undefined) ?? {};
-  const given = [...devices.map(({ name }) => name), ...Object.values(resources), JSON.stringify(tap)];
-  const key = `${jail.key} ${console} ${inputs} ${cgroup} ${given}`;
+  const key = planKey(options, resources);
   let plan = plans.get(key);
   if (plan === undefined) {
-    const monitor = { console, inputs, cgroup, devices, tap, resources, numbers: wire.descriptors };
+    const { jail, console } = options;
+    const monitor = {
+      console,
+      inputs: inputCount(options),
+      cgroup: bornInCgroup(options),
+      devices: descriptorsOf(options.devices).map(({ name, source }) => ({
+        name,
+        isGiven: typeof source !== 'string',
+      })),
+      tap: tapOf(options),
+      resources,
+      numbers: wire.descriptors,
+    };
     plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
     });
