@@ -206,8 +206,8 @@ TEST("statistics that were there before the driver was ready are found") {
   m.driver.write(mmio::status, 3);
   m.driver.accept(statistics | feature_version_1);
   m.driver.write(mmio::status, 11);
-  for (std::uint16_t i = 0; i < m.driver.queues.size(); ++i) {
-    m.driver.set_queue(i);
+  for (std::size_t i = 0; i < m.driver.queues.size(); ++i) {
+    m.driver.set_queue(static_cast<std::uint16_t>(i));
   }
   m.driver.queues[2].add({{m.list, sizeof(Statistic)}});
   m.driver.kick(2);
