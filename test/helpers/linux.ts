@@ -9,7 +9,7 @@
  *     <name>/kernel.json      { version, modules: { "virtio_net": ["failover.ko", ...] } }: what each takes, in the
  *                             order in which to load it; nothing where it is built in
  */
-import { readdirSync, readFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { LaunchOptions, Vm } from 'casemate';
 import { cpio, type Entry } from 'casemate/image';
@@ -92,6 +92,21 @@ export function busyboxRoot(files: readonly Entry[] = []): Entry[] {
 /** What the agent loads before anything else. */
 export const agentModules = (kernel: TestKernel, modules: readonly string[]): Entry[] =>
   moduleFiles(kernel, modules).map((file) => moduleAt(kernel, 'casemate/modules', file));
+
+/** Makes a folder as depmod leaves one of these modules and of what they need: /lib/modules/<version> in small. */
+export function modulesFolder(kernel: TestKernel, modules: readonly string[], path: string): void {
+  mkdirSync(join(path, 'kernel'), { recursive: true });
+  const lines = moduleFiles(kernel, modules).map((file) => {
+    copyFileSync(join(folder, kernel.name, 'modules', file), join(path, 'kernel', file));
+    const order = Object.values(kernel.modules).find((files) => files.at(-1) === file) ?? [file];
+    // What has to be loaded first stands last. modules.dep(5)
+    const needs = order.slice(0, -1).reverse();
+    return `kernel/${file}:${needs.map((other) => ` kernel/${other}`).join('')}\n`;
+  });
+  const builtIn = modules.filter((name) => kernel.modules[name]?.length === 0);
+  writeFileSync(join(path, 'modules.dep'), lines.join(''));
+  writeFileSync(join(path, 'modules.builtin'), builtIn.map((name) => `kernel/${name}.ko\n`).join(''));
+}
 
 /**
  * An initrd whose init mounts /proc, /sys and /dev, loads modules, has the console for its streams (one of these may be

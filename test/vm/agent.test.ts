@@ -1,14 +1,22 @@
 /** The agent in real guests: what it is there, as init and beside one. Commands and files by it: test/agent. */
+import { spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
+import { fileURLToPath } from 'node:url';
 import { CasemateError, type LaunchOptions, launch, type Vm } from 'casemate';
 import { cpio, type Entry } from 'casemate/image';
 import { type ExecutionContext, requires } from '../helpers/index.js';
-import { agentModules, busyboxRoot, initrd, says, testKernel, testKernels } from '../helpers/linux.js';
+import { agentModules, busyboxRoot, initrd, modulesFolder, says, testKernel, testKernels } from '../helpers/linux.js';
 import { patience } from '../helpers/proc.js';
 
 // One after the other: where kernels can be tested at all, there is seldom memory for many.
 const test = requires('kvm', 'kernels').serial;
 
+const commandLine = fileURLToPath(import.meta.resolve('#lib/cli/main.js'));
 const drivers = ['virtio_mmio', 'vmw_vsock_virtio_transport'];
 
 /** A guest of busybox whose init is the agent. */
@@ -40,6 +48,36 @@ for (const kernel of testKernels) {
     t.deepEqual(await vm.powerOff(), { reason: 'poweroff' });
   });
 }
+
+/** A folder of the modules of the test's kernel, and an initrd in which nothing is that the agent needs. */
+function withFiles(body: (files: { modules: string; root: string }) => Promise<void>): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'casemate-agent-'));
+  const [modules, root] = [join(folder, 'modules'), join(folder, 'root.cpio')];
+  modulesFolder(testKernel, drivers, modules);
+  writeFileSync(root, cpio(busyboxRoot()));
+  return body({ modules, root }).finally(() => rmSync(folder, { recursive: true }));
+}
+
+test('the modules that it needs are taken from the folder of its kernel', async (t) => {
+  await withFiles(async ({ modules, root }) => {
+    const agent = { modules, startTimeoutMs: 60_000 * patience };
+    await using vm = await launch(options({ kernel: testKernel.vmlinuz, initrd: root, agent }));
+    t.is(await output(vm, 'uname -r'), testKernel.version);
+  });
+});
+
+test('the command line runs a command in a guest, prints what it prints, and ends as it does', async (t) => {
+  await withFiles(async ({ modules, root }) => {
+    const guest = ['--kernel', testKernel.vmlinuz, '--initrd', root, '--modules', modules];
+    const cli = spawn(process.execPath, [commandLine, 'run', ...guest, '--', 'sh', '-c', 'cat; uname -r; exit 7'], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
+    cli.stdin.end('what is typed\n');
+    const [stdout, [code]] = await Promise.all([text(cli.stdout), once(cli, 'exit')]);
+    t.is(stdout, `what is typed\n${testKernel.version}\n`);
+    t.is(code, 7);
+  });
+});
 
 test('as init the agent has set up what programs expect', async (t) => {
   await using vm = await launch(options());
