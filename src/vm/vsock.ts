@@ -188,6 +188,8 @@ export class Vsock {
   readonly #label: string | undefined;
   /** By their ids, until the monitor has said its last word about them. */
   readonly #known = new Map<number, Known>();
+  /** Closed by the guest, and not read to their end. */
+  readonly #unread = new Set<VsockStream>();
   readonly #servers = new Map<number, VsockServer>();
   #lastId = 0;
   #isOver = false;
@@ -265,6 +267,10 @@ export class Vsock {
       case 'streamClosed':
         this.#known.delete(id);
         stream.guestClosed();
+        if (stream.destroyed) return;
+        // What it has sent is in the socket still, until somebody reads it or the VM ends.
+        this.#unread.add(stream);
+        stream.once('close', () => this.#unread.delete(stream));
     }
   }
 
@@ -276,6 +282,7 @@ export class Vsock {
       else answer(closed());
     }
     this.#known.clear();
+    for (const stream of this.#unread) stream.guestIsGone();
     for (const server of [...this.#servers.values()]) server.close();
   }
 
