@@ -31,9 +31,13 @@ function arm(at: number): void {
 
 function ring(): void {
   const now = performance.now();
-  const late = [...deadlines].filter(({ at }) => at <= now);
+  const late: Deadline[] = [];
+  let next = Number.POSITIVE_INFINITY;
+  for (const entry of deadlines) {
+    if (entry.at <= now) late.push(entry);
+    else next = Math.min(next, entry.at);
+  }
   armedFor = Number.POSITIVE_INFINITY;
-  const next = Math.min(...[...deadlines].map(({ at }) => (at > now ? at : armedFor)));
   if (next < armedFor) arm(next);
   // What met one in time may wait to be heard of, where Node was busy with something else: first, by the launcher's
   // answer, that there is a process to listen to, then what that says.

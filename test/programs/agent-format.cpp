@@ -1,19 +1,9 @@
 // Prints the constants, sizes and offsets of what is said to a guest's agent, as JSON.
 #include "guest/agent-abi.h"
+#include "print.hpp"
 
 #include <cstddef>
 #include <cstdio>
-
-namespace {
-
-const char* separator = "{";
-
-void print(const char* name, unsigned long long value) {
-  std::printf("%s\"%s\":%llu", separator, name, value);
-  separator = ",";
-}
-
-} // namespace
 
 #define CONSTANT(name) print(#name, CASEMATE_AGENT_##name)
 #define SIZE(type) print("sizeof " #type, sizeof(struct casemate_agent_##type))

@@ -1,6 +1,7 @@
 // Prints the constants, sizes and offsets of the formats that TypeScript writes and
 // reads, as JSON. The compiler is the judge of what the headers say.
 #include "jail/plan.h"
+#include "print.hpp"
 #include "unpack/abi.h"
 #include "vmm/wire.h"
 
@@ -10,17 +11,6 @@
 #include <linux/sched.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-
-namespace {
-
-const char* separator = "{";
-
-void print(const char* name, unsigned long long value) {
-  std::printf("%s\"%s\":%llu", separator, name, value);
-  separator = ",";
-}
-
-} // namespace
 
 #define CONSTANT(name) print(#name, name)
 #define SIZE(type) print("sizeof " #type, sizeof(struct type))

@@ -139,7 +139,7 @@ void Block::on_kick(std::uint16_t index) {
   requests.disable_kicks();
   is_stalled_ = false;
   for (unsigned count = 0; count < max_turn; ++count) {
-    if (free_ == nullptr || !may_go_on()) {
+    if (free_ == nullptr || !may_go_on(limit_, timer_)) {
       is_stalled_ = true;
       break;
     }
@@ -159,18 +159,6 @@ void Block::on_kick(std::uint16_t index) {
   if (!is_stalled_ && requests.enable_kicks()) {
     kick_again(index);
   }
-}
-
-/// Whether its limit allows another request now, or else when it does the timer will tell.
-bool Block::may_go_on() {
-  if (!limit_.is_limited()) {
-    return true;
-  }
-  const std::uint64_t at = limit_.wait(sys::monotonic_ns());
-  if (at != 0) {
-    loop().set_timer(timer_, at);
-  }
-  return at == 0;
 }
 
 void Block::on_time(void* context) {
@@ -224,9 +212,7 @@ bool Block::parse(Request& request) {
   request.operation.file = file_;
   request.operation.done = on_done;
   request.operation.context = &request;
-  if (limit_.is_limited()) {
-    limit_.charge(std::uint64_t{in_size} + out_size, sys::monotonic_ns());
-  }
+  charge(limit_, std::uint64_t{in_size} + out_size);
   switch (header.type) {
   case type_in:
     request.data = in;

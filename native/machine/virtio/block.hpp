@@ -2,7 +2,6 @@
 #pragma once
 
 #include "machine/block_engine.hpp"
-#include "machine/rate_limit.hpp"
 #include "machine/virtio/device.hpp"
 
 #include <array>
@@ -98,7 +97,6 @@ private:
   void fail_request(Request& request, int error);
   void submit();
   static void on_time(void* block);
-  bool may_go_on();
 
   BlockEngine& engine_;
   const std::uint32_t file_;

@@ -1,5 +1,7 @@
 #include "machine/virtio/device.hpp"
 
+#include "sys/clock.hpp"
+
 #include <algorithm>
 
 namespace casemate::machine::virtio {
@@ -12,6 +14,23 @@ void Device::reset() {
   again_ = 0;
   has_used_ = false;
   is_broken_ = false;
+}
+
+bool Device::may_go_on(const RateLimit& limit, sys::EventLoop::Timer& timer) const {
+  if (!limit.is_limited()) {
+    return true;
+  }
+  const std::uint64_t at = limit.wait(sys::monotonic_ns());
+  if (at != 0) {
+    loop().set_timer(timer, at);
+  }
+  return at == 0;
+}
+
+void Device::charge(RateLimit& limit, std::uint64_t bytes) {
+  if (limit.is_limited()) {
+    limit.charge(bytes, sys::monotonic_ns());
+  }
 }
 
 void Device::report(std::uint32_t operation, int error) {

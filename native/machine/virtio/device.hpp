@@ -7,6 +7,7 @@
 // Registers and configuration are accessed on the vCPUs' threads, whose filters allow none.
 #pragma once
 
+#include "machine/rate_limit.hpp"
 #include "machine/virtio/queue.hpp"
 #include "sys/event_loop.hpp"
 
@@ -99,6 +100,12 @@ protected:
   /// There is more to do in this queue: on_kick() is called once more, when others have had
   /// their turn. So a guest that never stops asking has its share of the loop and no more.
   void kick_again(std::uint16_t queue) { again_ |= 1u << queue; }
+  /// Whether a limit allows another operation now. Where it does not, the timer says when it
+  /// does.
+  bool may_go_on(const RateLimit& limit, sys::EventLoop::Timer& timer) const;
+  /// An operation of so many bytes was done.
+  static void charge(RateLimit& limit, std::uint64_t bytes);
+
   /// The first time for each operation: a guest that tries again and again is no news.
   void report(std::uint32_t operation, int error);
 

@@ -1,6 +1,5 @@
 #include "machine/virtio/net.hpp"
 
-#include "sys/clock.hpp"
 #include "sys/message.hpp"
 #include "sys/syscall.hpp"
 #include "vmm/wire.h"
@@ -90,12 +89,6 @@ std::uint32_t offloads_of(std::uint64_t features) {
   // By itself it says nothing, and the kernel refuses it.
   constexpr std::uint32_t segmentation = TUN_F_TSO4 | TUN_F_TSO6;
   return (offloads & segmentation) != 0 ? offloads : offloads & ~std::uint32_t{TUN_F_TSO_ECN};
-}
-
-void charge(RateLimit& limit, std::size_t bytes) {
-  if (limit.is_limited()) {
-    limit.charge(bytes, sys::monotonic_ns());
-  }
 }
 
 long set_offloads(int tap, std::uint32_t offloads) {
@@ -263,18 +256,6 @@ void Net::on_kick(std::uint16_t queue) {
 
 void Net::on_read_config(std::uint32_t offset, std::span<std::byte> value) {
   read_from_config(config_, offset, value);
-}
-
-/// Whether a limit allows another frame. Where it does not, the timer says when it does.
-bool Net::may_go_on(const RateLimit& limit, sys::EventLoop::Timer& timer) {
-  if (!limit.is_limited()) {
-    return true;
-  }
-  const std::uint64_t at = limit.wait(sys::monotonic_ns());
-  if (at != 0) {
-    loop().set_timer(timer, at);
-  }
-  return at == 0;
 }
 
 /// Asks for what can be done something about, and for nothing else.

@@ -3,7 +3,6 @@
 // VIRTIO 1.2, section 5.1
 #pragma once
 
-#include "machine/rate_limit.hpp"
 #include "machine/virtio/device.hpp"
 #include "sys/event_loop.hpp"
 #include "sys/result.hpp"
@@ -113,7 +112,6 @@ private:
   Sent send_to_stream();
   Sent send_unsent();
 
-  bool may_go_on(const RateLimit& limit, sys::EventLoop::Timer& timer);
   void watch();
   void lose(std::uint32_t operation, long result);
 
