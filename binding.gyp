@@ -3,15 +3,18 @@
 # sources from native/sources.json.
 {
   'variables': {
+    # What each program is compiled with scripts/binaries.js knows, too, and looks for. 3 is 2 to a gcc before 12.
     'hardened': [
-      '-fstack-protector-strong', '-fcf-protection', '-U_FORTIFY_SOURCE', '-D_FORTIFY_SOURCE=2',
+      '-fstack-protector-strong', '-fstack-clash-protection', '-ftrivial-auto-var-init=zero', '-fcf-protection',
+      '-U_FORTIFY_SOURCE', '-D_FORTIFY_SOURCE=3', '-D_GLIBCXX_ASSERTIONS',
     ],
     'without_exceptions': ['-fno-exceptions', '-fno-rtti'],
     # Static programs of our own start. The last one, or gcc makes a call to memset out of the loop in memset.
     'without_libc': [
       '-fPIE', '-fvisibility=hidden', '-fstack-protector-strong', '-mstack-protector-guard=global',
-      '-fno-tree-loop-distribute-patterns',
+      '-fstack-clash-protection', '-ftrivial-auto-var-init=zero', '-fno-tree-loop-distribute-patterns',
     ],
+    # FORTIFY is a libc's, and landing pads are for a kernel that asks for them.
     'bare': ['-fno-asynchronous-unwind-tables', '-fcf-protection=none', '-U_FORTIFY_SOURCE'],
     'closed': ['-Wl,-z,relro,-z,now,-z,noexecstack'],
     'unpack_libraries%': "<!(node scripts/unpack-libraries.js)",
@@ -49,7 +52,6 @@
       ],
       'cflags_cc!': ['<@(without_exceptions)'],
       'ldflags': ['<@(closed)', '-Wl,--gc-sections'],
-      'libraries': ['-ldl'],
     },
     {
       # The monitor: static, without libc, at an address of the kernel's choice.

@@ -5,6 +5,7 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
+import { checkBinaries } from './binaries.js';
 import { conclude } from './suite.js';
 import { unlessSame } from './unless-same.js';
 
@@ -90,6 +91,11 @@ const checks = [
       run('clang-format', ...(fix ? ['-i'] : ['--dry-run', '-Werror', '--ferror-limit=1']), ...headers, ...sources),
   },
   { title: 'every native source is listed in native/sources.json', tools: [], check: checkSources },
+  {
+    title: 'what was built is hardened, and loads where there is glibc 2.28 (readelf)',
+    tools: ['readelf'],
+    check: () => checkBinaries(),
+  },
   {
     title: 'C and C++ are free of known mistakes (clang-tidy)',
     tools: ['clang-tidy', 'clang', 'cmake'],

@@ -2,9 +2,11 @@
 // so that an installation needs no compiler and runs no script.
 import { copyFileSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { checkBinaries } from './binaries.js';
 import { allPackages, missingPackages } from './unpack-libraries.js';
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)));
+checkBinaries();
 mkdirSync('prebuilds/linux-x64', { recursive: true });
 const shipped = /^casemate(\.node|-vmm|-agent|-guest-hello\.elf)$/;
 for (const name of readdirSync('build/Release').filter((name) => shipped.test(name))) {

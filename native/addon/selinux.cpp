@@ -1,17 +1,18 @@
 // SELinux, asked through libselinux.
 //
 // The library is opened at run time: linked, it would make the whole addon
-// unloadable on every host without it. It is for questions alone, and never on
-// the path of a launch: its setexeccon caches the last label per thread and
-// skips the write when it repeats, and it allocates. The launch plan writes
-// labels to the kernel itself.
+// unloadable on every host without it. Opened by libuv, not by dlopen(3), whose
+// symbol of a newer glibc would make it unloadable on older ones. It is for
+// questions alone, and never on the path of a launch: its setexeccon caches the last label per
+// thread and skips the write when it repeats, and it allocates. The launch plan writes labels to
+// the kernel itself.
 #include "addon/errors.hpp"
 #include "addon/module.hpp"
 
 #include <cerrno>
-#include <dlfcn.h>
 #include <string>
 #include <sys/types.h>
+#include <uv.h>
 
 namespace casemate::addon {
 namespace {
@@ -32,25 +33,26 @@ struct Library {
 
   Library() {
     // Never closed: labels may be asked for until the process ends.
-    void* handle = dlopen("libselinux.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (handle == nullptr) {
-      missing = dlerror();
+    uv_lib_t handle;
+    if (uv_dlopen("libselinux.so.1", &handle) != 0) {
+      missing = uv_dlerror(&handle);
+      uv_dlclose(&handle); // which frees the message
       return;
     }
-    resolve(handle, "is_selinux_enabled", enabled);
-    resolve(handle, "security_getenforce", enforcing);
-    resolve(handle, "getcon_raw", own_context);
-    resolve(handle, "getpidcon_raw", process_context);
-    resolve(handle, "security_check_context_raw", check_context);
-    resolve(handle, "getfilecon_raw", path_context);
-    resolve(handle, "fgetfilecon_raw", descriptor_context);
-    resolve(handle, "freecon", free_context);
+    resolve(&handle, "is_selinux_enabled", enabled);
+    resolve(&handle, "security_getenforce", enforcing);
+    resolve(&handle, "getcon_raw", own_context);
+    resolve(&handle, "getpidcon_raw", process_context);
+    resolve(&handle, "security_check_context_raw", check_context);
+    resolve(&handle, "getfilecon_raw", path_context);
+    resolve(&handle, "fgetfilecon_raw", descriptor_context);
+    resolve(&handle, "freecon", free_context);
   }
 
 private:
-  template <typename Function> void resolve(void* handle, const char* name, Function& function) {
-    function = reinterpret_cast<Function>(dlsym(handle, name));
-    if (function == nullptr) {
+  template <typename Function>
+  void resolve(uv_lib_t* handle, const char* name, Function& function) {
+    if (uv_dlsym(handle, name, reinterpret_cast<void**>(&function)) != 0) {
       missing = std::string("libselinux.so.1 has no ") + name;
     }
   }
