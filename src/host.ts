@@ -1,4 +1,4 @@
-import { accessSync, closeSync, constants, openSync, readdirSync, readFileSync, readSync, statSync } from 'node:fs';
+import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 
 /**
@@ -21,7 +21,8 @@ export interface HostFacts {
   /** What the kernel says of the CPU flaw that nx_huge_pages is for, `'Not affected'`. */
   readonly itlbMultihit: string | undefined;
   readonly namespaces: NamespaceFacts;
-  readonly cgroup: CgroupFacts;
+  /** Whether cgroups are mounted with favordynmods. */
+  readonly favorDynMods: boolean;
   /** Names of the seccomp actions that the kernel offers. */
   readonly seccompActions: readonly string[];
   /** Active security modules; undefined where securityfs is not mounted. */
@@ -95,18 +96,6 @@ export interface NamespaceFacts {
   readonly apparmorRestricted: boolean | undefined;
 }
 
-export interface CgroupFacts {
-  /** `'hybrid'`: version 2 is mounted beside version 1, and has few controllers or none. */
-  readonly version: 'v2' | 'hybrid' | 'v1' | 'none';
-  /** The directory of the caller's own cgroup of version 2. */
-  readonly directory: string | undefined;
-  /** Controllers of version 2 that the caller's cgroup has. */
-  readonly controllers: readonly string[];
-  /** Whether the caller may make cgroups below its own. */
-  readonly writable: boolean;
-  readonly favorDynMods: boolean;
-}
-
 /** Reads all of it, from the tree below `root`. */
 export function readHost(root = '/'): HostFacts {
   const mounts = readMounts(root);
@@ -123,7 +112,7 @@ export function readHost(root = '/'): HostFacts {
     nxHugePages: readText(root, 'sys/module/kvm/parameters/nx_huge_pages'),
     itlbMultihit: readText(root, 'sys/devices/system/cpu/vulnerabilities/itlb_multihit'),
     namespaces: readNamespaces(root),
-    cgroup: readCgroup(root, mounts),
+    favorDynMods: mounts.some((mount) => /^cgroup2?$/.test(mount.type) && mount.options.has('favordynmods')),
     seccompActions: words(readText(root, 'proc/sys/kernel/seccomp/actions_avail')),
     securityModules: readText(root, 'sys/kernel/security/lsm')?.split(','),
     selinux: readSelinux(root),
@@ -266,25 +255,6 @@ function readNamespaces(root: string): NamespaceFacts {
   };
 }
 
-function readCgroup(root: string, mounts: readonly Mount[]): CgroupFacts {
-  const unified = mounts.find((mount) => mount.type === 'cgroup2');
-  const legacy = mounts.some((mount) => mount.type === 'cgroup');
-  const favorDynMods = mounts.some((mount) => /^cgroup2?$/.test(mount.type) && mount.options.has('favordynmods'));
-  if (!unified) {
-    const version = legacy ? 'v1' : 'none';
-    return { version, directory: undefined, controllers: [], writable: false, favorDynMods };
-  }
-  const own = /^0::(.*)$/m.exec(readText(root, 'proc/self/cgroup') ?? '')?.[1] ?? '/';
-  const directory = join(unified.path, own);
-  return {
-    version: legacy ? 'hybrid' : 'v2',
-    directory,
-    controllers: words(readText(root, join(directory, 'cgroup.controllers'))),
-    writable: isWritable(join(root, directory)),
-    favorDynMods,
-  };
-}
-
 function readSelinux(root: string): HostFacts['selinux'] {
   const enforce = readText(root, 'sys/fs/selinux/enforce');
   if (enforce === undefined) return 'disabled';
@@ -320,13 +290,8 @@ function readMounts(root: string): Mount[] {
       const [key = '', value = ''] = option.split('=', 2);
       return [key, value];
     });
-    return { path: unescapePath(path), type, options: new Map(options) };
+    return { path, type, options: new Map(options) };
   });
-}
-
-/** mountinfo writes spaces, tabs, newlines and backslashes of paths in octal. */
-function unescapePath(path: string): string {
-  return path.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
 }
 
 /** The trimmed text of a file; undefined where there is none that this process may read. */
@@ -353,15 +318,6 @@ function list(root: string, path: string): string[] {
     return readdirSync(join(root, path)).sort();
   } catch {
     return [];
-  }
-}
-
-function isWritable(path: string): boolean {
-  try {
-    accessSync(path, constants.W_OK);
-    return true;
-  } catch {
-    return false;
   }
 }
 

@@ -40,7 +40,7 @@ const REQUIREMENTS: readonly (readonly [name: string, judge: (host: HostFacts, l
   ['Namespaces', judgeNamespaces],
   ['User namespaces', judgeUserNamespaces],
   ['User ids', judgeIds],
-  ['Control groups', judgeCgroup],
+  ['Control groups', (_, live) => judgeLimits(live)],
   ['Landlock', judgeLandlock],
   ['seccomp', judgeSeccomp],
   ['SELinux', judgeSelinux],
@@ -206,10 +206,10 @@ function judgeVirtualization({ virtualization, kvmDevice }: HostFacts): Finding 
   return extensions ? ok(`hardware, ${extensions}${loaded}`) : info(`none seen${loaded}`);
 }
 
-function judgeNxHugePages({ nxHugePages, itlbMultihit, kernel, cgroup }: HostFacts): Finding {
-  const favor = `cgroups ${cgroup.favorDynMods ? 'with' : 'without'} favordynmods`;
+function judgeNxHugePages({ nxHugePages, itlbMultihit, kernel, favorDynMods }: HostFacts): Finding {
+  const favor = `cgroups ${favorDynMods ? 'with' : 'without'} favordynmods`;
   if (nxHugePages === undefined) return info('no such parameter');
-  if (nxHugePages === 'never' || cgroup.favorDynMods) return ok(`${nxHugePages}, ${favor}`);
+  if (nxHugePages === 'never' || favorDynMods) return ok(`${nxHugePages}, ${favor}`);
   // From 6.13 on the recovery thread is a task of the VM's process: no move between cgroups to wait for.
   if (kernelAtLeast(kernel, 6, 13)) return ok(`${nxHugePages}, ${favor}: this kernel needs neither`);
   return warn(
@@ -276,32 +276,10 @@ function judgeIds({ caller }: HostFacts): Finding {
   );
 }
 
-const LIMIT_CONTROLLERS = ['cpu', 'memory', 'pids'];
-
-function judgeCgroup({ cgroup }: HostFacts): Finding {
-  const effect = 'VMs cannot be given limits of memory, CPU and processes by cgroup.';
-  if (cgroup.directory === undefined) {
-    const found = cgroup.version === 'v1' ? 'version 1 alone' : 'not mounted';
-    return warn(found, effect, 'Boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2.');
-  }
-  const lacking = LIMIT_CONTROLLERS.filter((name) => !cgroup.controllers.includes(name));
-  const controllers = `controllers: ${cgroup.controllers.join(' ') || 'none'}`;
-  const found = `version 2${cgroup.version === 'hybrid' ? ' beside version 1' : ''}, ${controllers}`;
-  if (lacking.length > 0) {
-    return warn(
-      found,
-      effect,
-      cgroup.version === 'hybrid'
-        ? 'Boot with systemd.unified_cgroup_hierarchy=1.'
-        : `Have ${lacking.join(', ')} delegated to ${cgroup.directory} (systemd: Delegate=yes).`,
-    );
-  }
-  if (cgroup.writable) return ok(found);
-  return warn(
-    `${found}, not writable here`,
-    effect,
-    `Have ${cgroup.directory} delegated to this user (systemd: Delegate=yes).`,
-  );
+function judgeLimits({ limits }: LiveFacts): Finding {
+  if (!(limits instanceof Error)) return ok(`VMs with limits get cgroups in ${limits}`);
+  const remedy = limits instanceof CasemateError ? limits.remedy : 'See docs/limits.md.';
+  return warn(limits.message, 'VMs cannot be given limits of memory, CPU and processes by cgroup.', remedy);
 }
 
 function judgeLandlock({ securityModules }: HostFacts, { landlockAbi }: LiveFacts): Finding {

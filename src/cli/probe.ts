@@ -1,3 +1,4 @@
+import { directoryForLimits } from '../jail/cgroup.js';
 import { Capability, Kvm } from '../kvm/index.js';
 import { builtFile, native } from '../native.js';
 import { launch, warmUp } from '../vm/launch.js';
@@ -12,6 +13,8 @@ export interface LiveFacts {
   readonly kvm: { readonly missing: readonly string[] } | Error;
   /** 0 without Landlock; undefined where the addon cannot ask. */
   readonly landlockAbi: number | undefined;
+  /** The cgroup in which VMs with limits get theirs, or why they cannot. */
+  readonly limits: string | Error;
 }
 
 /** What the monitor sets a VM up with, by the kernel's names. */
@@ -30,6 +33,7 @@ export function probe(): LiveFacts {
     monitor: errorOf(() => builtFile('casemate-vmm')),
     kvm: attempt(askKvm),
     landlockAbi: landlockAbi instanceof Error ? undefined : landlockAbi,
+    limits: attempt(() => directoryForLimits(['cpu', 'memory', 'pids'])),
   };
 }
 

@@ -74,6 +74,18 @@ export function checkLimits({ controllers }: CgroupSettings): void {
   parentFor(controllers);
 }
 
+/**
+ * Where VMs would get their cgroups, of which nothing is made.
+ *
+ * @throws CasemateError ERR_CASEMATE_LIMITS, as a launch would.
+ */
+export function directoryForLimits(controllers: readonly Controller[]): string {
+  return search(controllers, (base, path) => {
+    accessSync(at(base, 'cgroup.subtree_control'), constants.W_OK);
+    return join(path, directoryName);
+  });
+}
+
 /** Where the cgroups of this environment's VMs are made. */
 interface Parent {
   readonly path: string;
@@ -87,24 +99,29 @@ interface Parent {
 let found: Parent | undefined;
 
 function parentFor(controllers: readonly Controller[]): Parent {
-  if (!controllers.every((name) => found?.controllers.has(name))) found = findParent(controllers, found);
-  return found as Parent;
+  if (found !== undefined && controllers.every((name) => found?.controllers.has(name))) return found;
+  const before = found;
+  // Controllers that others use stay.
+  found = search(controllers, (base, path) => {
+    enable(base, controllers);
+    return { ...openParent(base, controllers), path: join(path, directoryName) };
+  });
+  sweep(found.fd);
+  if (before !== undefined) closeSync(before.fd);
+  return found;
 }
 
 /**
- * The cgroup in which VMs get theirs: below the hierarchy's root for who may write there, else below the nearest one, from
- * this process's own upwards, that has the controllers and no process of its own: cgroups(7), "no internal processes".
+ * Has `take` make something of the cgroup in which VMs get theirs: below the hierarchy's root for who may write there, else
+ * below the nearest one, from this process's own upwards, that has the controllers and no process of its own: cgroups(7),
+ * "no internal processes".
  */
-function findParent(controllers: readonly Controller[], before: Parent | undefined): Parent {
+function search<T>(controllers: readonly Controller[], take: (base: number, path: string) => T): T {
   const { mount, own, legacy } = ownCgroup(controllers);
   const refusals: Refusal[] = [];
-  for (const base of candidates(mount, own)) {
-    const answer = prepare(base, controllers, legacy);
-    if (!('problem' in answer)) {
-      sweep(answer.fd);
-      if (before !== undefined) closeSync(before.fd);
-      return answer;
-    }
+  for (const path of candidates(mount, own)) {
+    const answer = consider(path, controllers, legacy, take);
+    if (!('problem' in answer)) return answer.taken;
     refusals.push(answer);
     if (answer.problem === 'forbidden') break; // and so are those above it
   }
@@ -145,7 +162,7 @@ function ownCgroup(controllers: readonly Controller[]): { mount: string; own: st
   const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
   const legacy = mounts.some((line) => line.includes(' - cgroup '));
   const unified = mounts.find((line) => line.includes(' - cgroup2 '));
-  const [root = '/', mount] = unified?.split(' ').slice(3, 5) ?? [];
+  const [root = '/', mount] = unified?.split(' ').slice(3, 5).map(unescapePath) ?? [];
   if (mount === undefined) {
     const why = `cgroup v2 is not mounted${legacy ? ', only version 1' : ''}`;
     throw unavailable(controllers, [{ problem: 'unmounted', why }]);
@@ -156,14 +173,24 @@ function ownCgroup(controllers: readonly Controller[]): { mount: string; own: st
   return { mount, own: own.startsWith('/..') ? '/' : own, legacy };
 }
 
+/** mountinfo writes spaces, tabs, newlines and backslashes of paths in octal. */
+function unescapePath(path: string): string {
+  return path.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+}
+
 function* candidates(mount: string, own: string): Iterable<string> {
   if (!caller().rootless) yield mount;
   for (let path = own; path.length > 1; path = dirname(path)) yield join(mount, path);
   if (caller().rootless) yield mount;
 }
 
-/** Has a cgroup's children get these controllers, and opens the one for VMs. Controllers that others use stay. */
-function prepare(path: string, controllers: readonly Controller[], legacy: boolean): Parent | Refusal {
+/** Has a cgroup taken, open, unless something speaks against it; what is forbidden to `take` does, too. */
+function consider<T>(
+  path: string,
+  controllers: readonly Controller[],
+  legacy: boolean,
+  take: (base: number, path: string) => T,
+): { readonly taken: T } | Refusal {
   let base: number | undefined;
   try {
     base = openDirectory(path);
@@ -180,8 +207,7 @@ function prepare(path: string, controllers: readonly Controller[], legacy: boole
     if (busy) return { problem: 'busy', why: `${path} has processes of its own` };
     // A process can be born only where its launcher might have moved it.
     accessSync(at(base, 'cgroup.procs'), constants.W_OK);
-    enable(base, controllers);
-    return { ...openParent(base, controllers), path: join(path, directoryName) };
+    return { taken: take(base, path) };
   } catch (error) {
     if (!isSystemError(error)) throw error;
     return { problem: 'forbidden', why: `${path} is not this user's to change (${error.code}, ${error.syscall})` };

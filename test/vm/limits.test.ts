@@ -3,6 +3,7 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import ava from 'ava';
 import { CasemateError, type LaunchOptions, type Limits, launch, type Vm, warmUp } from 'casemate';
+import { directoryForLimits } from '#lib/jail/cgroup.js';
 import { flat, stillborn } from '../helpers/guests.js';
 import { requires } from '../helpers/index.js';
 import { leaks } from '../helpers/leaks.js';
@@ -56,6 +57,15 @@ test('evidence has the limits as the kernel has them', async (t) => {
   for (const words of ['memory.max 67108864', 'memory.oom.group 1', 'cpu.max 200000 100000', 'pids.max 100'])
     t.true(limits?.observed.includes(words), `${words} in ${limits?.observed}`);
   t.is(layers.find(({ layer }) => layer === 'cgroup')?.asked, 'born in one of its own');
+});
+
+test('VMs get their cgroups where the doctor says, which makes nothing', async (t) => {
+  const said = directoryForLimits(['cpu', 'memory', 'pids']);
+  const before = readdirSync(dirname(said)).sort();
+  t.is(directoryForLimits(['cpu', 'memory', 'pids']), said);
+  t.deepEqual(readdirSync(dirname(said)).sort(), before);
+  await using vm = await launch({ guest: waiting, limits: { memoryMib: 64, cpus: 1, pids: 32 } });
+  t.is(dirname(cgroupOf(vm.pid)), said);
 });
 
 test('evidence tells when somebody has changed a limit', async (t) => {
@@ -185,6 +195,7 @@ testWithout(
   async (t) => {
     const limits: Limits = { memoryMib: 64, cpus: 0.5, pids: 32 };
     const error = await refused(t, { guest: waiting, limits }, 'ERR_CASEMATE_LIMITS');
+    t.is(t.throws(() => directoryForLimits(['memory', 'cpu', 'pids'])).message, error.message);
     t.regex(error.message, /Limits of memory, cpu, pids cannot be set here: .*(memory, cpu, pids|not mounted)/);
     t.true(error.remedy.length > 0);
     t.is(error.step, 'options.limits');
