@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <string>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 namespace casemate::addon {
 
@@ -30,12 +31,14 @@ Napi::Function Stream::define(Napi::Env env) {
       env, "Stream",
       {InstanceMethod<&Stream::resume>("resume"), InstanceMethod<&Stream::pause>("pause"),
        InstanceMethod<&Stream::drain>("drain"), InstanceMethod<&Stream::write>("write"),
-       InstanceMethod<&Stream::finish>("finish"), InstanceMethod<&Stream::close>("close")});
+       InstanceMethod<&Stream::finish>("finish"), InstanceMethod<&Stream::close>("close"),
+       InstanceAccessor<&Stream::peer>("peer")});
 }
 
-/// new Stream(child, slot | message, onData(bytes | null), label?): takes the descriptor from
-/// the child, or makes a new pair and sends the child the other end with that message. Null is
-/// the end of what can be read, and the last call.
+/// new Stream(child, slot | message, onData(bytes | null), label?, sendBuffer?): takes the
+/// descriptor from the child, or makes a new pair and sends the child the other end with that
+/// message, to hold so much of what the child has sent and nobody has read. Null is the end of
+/// what can be read, and the last call.
 Stream::Stream(const Napi::CallbackInfo& info)
     : Napi::ObjectWrap<Stream>(info), fd_(open(info)),
       on_data_(Napi::Persistent(info[2].As<Napi::Function>())) {}
@@ -59,8 +62,21 @@ sys::Fd Stream::open(const Napi::CallbackInfo& info) {
   sys::Fd theirs(ends[1]);
   check(env, sys::check("socketpair", made));
   check(env, unlabelled);
+  if (info[4].IsNumber()) {
+    const int size = info[4].As<Napi::Number>();
+    check(env, sys::check("setsockopt", sys::call(__NR_setsockopt, theirs.get(), SOL_SOCKET,
+                                                  SO_SNDBUF, &size, sizeof size)));
+  }
+  struct stat status {};
+  check(env, sys::check("fstat", sys::call(__NR_fstat, theirs.get(), &status)));
+  peer_ = status.st_ino;
   child.send(env, info[1].As<Napi::Uint8Array>(), std::move(theirs));
   return ours;
+}
+
+/// peer: of the other end, the number that /proc/<pid>/fd has of a socket.
+Napi::Value Stream::peer(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(peer_));
 }
 
 /// resume(): reads, until pause().

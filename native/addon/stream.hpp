@@ -24,13 +24,16 @@ private:
   void finish(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
 
-  static sys::Fd open(const Napi::CallbackInfo& info);
+  Napi::Value peer(const Napi::CallbackInfo& info);
+
+  sys::Fd open(const Napi::CallbackInfo& info);
   long receive();
   void end_reading();
   void send();
   void end_writing(int error);
   void watch();
 
+  std::uint64_t peer_ = 0;          // the inode of the other end, where it was made here
   sys::Fd fd_;                      // until close()
   std::unique_ptr<Poll> poll_;      // Destroyed before the descriptor.
   Napi::FunctionReference on_data_; // until the end

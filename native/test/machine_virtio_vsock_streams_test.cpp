@@ -450,6 +450,47 @@ TEST("vsock: a packet shorter than it says, or longer than the window, is reset"
   CHECK_EQ(pair.take_data(), "[3]");
 }
 
+TEST("vsock: where many streams are open, each more has little credit, and all of it is whole") {
+  CHECK(sizeof(VsockStreams::Storage) < 9u << 20);
+  Pair pair;
+  std::vector<sys::Fd> ample;
+  for (std::uint32_t i = 0; i < VsockStreams::ample_streams; ++i) {
+    pair.from_guest(VsockOp::Request, host_port, 5000 + i);
+    Pair::Socket socket = Pair::make_socket();
+    pair.streams.accept(pair.asked.back(), std::move(socket.given));
+    ample.push_back(std::move(socket.ours));
+    pair.carry();
+    CHECK_EQ(std::uint32_t{pair.take().header.buf_alloc}, VsockStreams::window);
+  }
+  pair.from_guest(VsockOp::Request);
+  Pair::Socket socket = Pair::make_socket();
+  pair.streams.accept(pair.asked.back(), std::move(socket.given));
+  pair.carry();
+  CHECK_EQ(std::uint32_t{pair.take().header.buf_alloc}, VsockStreams::small_window);
+  std::string sent;
+  std::uint32_t forwarded = 0;
+  while (sent.size() - forwarded < VsockStreams::small_window) {
+    const std::string chunk = pattern(
+        std::min<std::size_t>(1000, VsockStreams::small_window - (sent.size() - forwarded)));
+    pair.data_from_guest(chunk);
+    sent += chunk;
+    for (const Packet& packet : std::exchange(pair.packets, {})) {
+      CHECK(packet.op() == VsockOp::CreditUpdate);
+      forwarded = packet.header.fwd_cnt;
+    }
+    REQUIRE(sent.size() < 64u << 20);
+  }
+  std::string received;
+  for (int i = 0; i < 1000 && received.size() < sent.size(); ++i) {
+    received += read_all(socket.ours);
+    pair.settle();
+  }
+  CHECK(received == sent);
+  pair.packets.clear();
+  pair.data_from_guest(pattern(VsockStreams::small_window + 1));
+  CHECK_EQ(pair.take_data(), "[3]");
+}
+
 TEST("vsock: the guest is sent what it has credit for, and asked for more once") {
   Pair pair;
   const sys::Fd socket = pair.open();

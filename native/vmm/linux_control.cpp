@@ -51,6 +51,7 @@ static_assert(first_event + static_cast<unsigned>(StreamEvent::Ended) ==
 static_assert(first_event + static_cast<unsigned>(StreamEvent::Closed) ==
               CASEMATE_EVENT_STREAM_CLOSED);
 static_assert(machine::virtio::VsockStreams::max_streams == CASEMATE_MAX_STREAMS);
+static_assert(machine::virtio::VsockStreams::ample_streams == CASEMATE_AMPLE_STREAMS);
 static_assert(machine::virtio::VsockStreams::guest_id == CASEMATE_FIRST_GUEST_STREAM);
 
 } // namespace

@@ -57,6 +57,8 @@ struct casemate_command {
 };
 
 #define CASEMATE_MAX_STREAMS 1024u
+/* As many of them may have much under way, the others little. */
+#define CASEMATE_AMPLE_STREAMS 64u
 /* Ids of streams that the guest began are from here on; Node's are below. */
 #define CASEMATE_FIRST_GUEST_STREAM 0x80000000u
 

@@ -31,13 +31,15 @@ export interface JailBinding {
   ) => NativeCgroup;
   /**
    * Takes our end of a stream socket of the plan from a child, by slot; or makes a new pair, under an SELinux label where
-   * there is one, and sends the child the other end along with a message. `null` is the end of what can be read.
+   * there is one, and sends the child the other end along with a message. `null` is the end of what can be read. Of what
+   * the child sends, `sendBuffer` bytes wait in the kernel for a reader; by default it is the kernel's own number.
    */
   Stream: new (
     child: NativeChild,
     source: number | Uint8Array,
     onData: (bytes: Buffer | null) => void,
     label?: string,
+    sendBuffer?: number,
   ) => NativeStream;
   /** The kernel's Landlock ABI, 0 where it has none. */
   landlockAbi(): number;
@@ -181,4 +183,6 @@ export interface NativeStream {
   finish(): void;
   /** Harmless on one that has ended. */
   close(): void;
+  /** The inode of the other end of a pair that was made for it, else 0. */
+  readonly peer: number;
 }

@@ -59,12 +59,17 @@ const namespaceLayers: readonly (readonly [LayerName, NamespaceKind])[] = [
 
 /**
  * Reads the evidence of a monitor; undefined where it ended meanwhile, for what could then not be read says nothing
- * of its jail. Its pid cannot be another process's: it has not been reaped yet.
+ * of its jail. Its pid cannot be another process's: it has not been reaped yet. `streams` are the inodes of sockets that
+ * it was given since its birth.
  * @internal
  */
-export function readEvidence(pid: number, request: EvidenceRequest): Evidence | undefined {
+export function readEvidence(
+  pid: number,
+  request: EvidenceRequest,
+  streams: ReadonlySet<number> = new Set(),
+): Evidence | undefined {
   try {
-    const evidence = read(pid, request);
+    const evidence = read(pid, request, streams);
     return hasEnded(pid) ? undefined : evidence;
   } catch (error) {
     if (isSystemError(error) && hasEnded(pid)) return undefined;
@@ -82,7 +87,7 @@ function hasEnded(pid: number): boolean {
   return (Number(flags) & exiting) !== 0;
 }
 
-function read(pid: number, request: EvidenceRequest): Evidence {
+function read(pid: number, request: EvidenceRequest, streams: ReadonlySet<number>): Evidence {
   const reader = new Reader(pid, request);
   const layers = [
     ...namespaceLayers.map(([layer, kind]) => reader.namespace(layer, kind)),
@@ -99,7 +104,7 @@ function read(pid: number, request: EvidenceRequest): Evidence {
     reader.cgroup(),
     reader.cgroupLimits(),
     reader.selinux(),
-    reader.descriptors(),
+    reader.descriptors(streams),
     ...(request.network === undefined ? [] : [reader.network(request.network)]),
   ];
   return {
@@ -366,15 +371,15 @@ class Reader {
       });
   }
 
-  /** What it was given, and what it made of that: KVM's own descriptors and its events. Sockets of streams come later. */
-  descriptors(): EvidenceLayer {
-    const { descriptors, resources } = this.#request;
+  /** What it was given, at its birth and since, and what it made of that: KVM's own descriptors and its events. */
+  descriptors(streams: ReadonlySet<number>): EvidenceLayer {
+    const { descriptors } = this.#request;
     return this.#layer('descriptors', `${descriptors.length} given, KVM's own besides`, () => {
       const open = this.openDescriptors();
       const own = /^anon_inode:(kvm-vm|kvm-vcpu:\d+|\[?event(fd|poll)\]?)$/;
-      const streams = resources.streams > 0 ? /^socket:/ : /^$/;
+      const isStream = (target: string) => streams.has(Number(/^socket:\[(\d+)\]$/.exec(target)?.[1]));
       const foreign = open.filter(
-        ({ fd, target }) => !descriptors.includes(fd) && !own.test(target) && !streams.test(target),
+        ({ fd, target }) => !descriptors.includes(fd) && !own.test(target) && !isStream(target),
       );
       const strangers = foreign.map(({ fd, target }) => `${fd} ${target}`).join(', ');
       const observed = foreign.length === 0 ? open.map(({ target }) => target).join(', ') : `not given: ${strangers}`;

@@ -359,7 +359,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
    * @throws CasemateError ERR_CASEMATE_CLOSED where the VM has ended.
    */
   async evidence(): Promise<Evidence> {
-    const evidence = this.#state === 'exited' ? undefined : readEvidence(this.pid, this.#parts.evidence());
+    const evidence =
+      this.#state === 'exited' ? undefined : readEvidence(this.pid, this.#parts.evidence(), this.#vsock?.peers());
     if (evidence === undefined) throw this.#closed('The VM has ended');
     return evidence;
   }

@@ -84,6 +84,9 @@ export class VsockServer extends EventEmitter<VsockServerEvents> implements Asyn
   }
 }
 
+/** What waits of each stream, here as in the kernel, once many are open: one that nobody reads costs little. */
+const littleBytes = 4096;
+
 const readError = () => native.systemError(constants.errno.ECONNRESET, 'read');
 
 /**
@@ -96,8 +99,8 @@ class VsockStream extends Duplex {
   #guestEnded = false;
   #guestClosed = false;
 
-  constructor(child: NativeChild, message: Uint8Array, label: string | undefined) {
-    super({ allowHalfOpen: true });
+  constructor(child: NativeChild, message: Uint8Array, label: string | undefined, isAmple: boolean) {
+    super({ allowHalfOpen: true, ...(!isAmple && { readableHighWaterMark: littleBytes }) });
     this.#socket = new native.Stream(
       child,
       message,
@@ -110,8 +113,14 @@ class VsockStream extends Duplex {
         }
       },
       label,
+      isAmple ? undefined : littleBytes,
     );
     this.once('end', () => this.#settle());
+  }
+
+  /** The inode of the monitor's end. */
+  get peer(): number {
+    return this.#socket.peer;
   }
 
   /** It has an owner now, who is to hear of its end though he only writes. */
@@ -191,12 +200,19 @@ export class Vsock {
   /** Closed by the guest, and not read to their end. */
   readonly #unread = new Set<VsockStream>();
   readonly #servers = new Map<number, VsockServer>();
+  /** The monitor's end of the stream that it said its last word about last: it closes that right after. */
+  #lastPeer = 0;
   #lastId = 0;
   #isOver = false;
 
   constructor(child: NativeChild, label: string | undefined) {
     this.#child = child;
     this.#label = label;
+  }
+
+  /** The inodes of all sockets that the monitor may have for them. */
+  peers(): ReadonlySet<number> {
+    return new Set([...Array.from(this.#known.values(), ({ stream }) => stream.peer), this.#lastPeer]);
   }
 
   async connect(port: number, options: ConnectOptions = {}): Promise<Duplex> {
@@ -260,12 +276,14 @@ export class Vsock {
         return;
       case 'streamRefused':
         this.#known.delete(id);
+        this.#lastPeer = stream.peer;
         answer?.(refused());
         return;
       case 'streamEnded':
         return stream.guestEnded() ? undefined : 'a second end of a stream';
       case 'streamClosed':
         this.#known.delete(id);
+        this.#lastPeer = stream.peer;
         stream.guestClosed();
         if (stream.destroyed) return;
         // What it has sent is in the socket still, until somebody reads it or the VM ends.
@@ -317,7 +335,10 @@ export class Vsock {
     try {
       return wrapSystemError(
         'ERR_CASEMATE_SYSTEM',
-        () => new VsockStream(this.#child, encodeStreamCommand(command, id, port), this.#label),
+        () => {
+          const isAmple = this.#known.size < wire.ampleStreams;
+          return new VsockStream(this.#child, encodeStreamCommand(command, id, port), this.#label, isAmple);
+        },
         { step: 'connect', remedy: 'Are there descriptors left for this process (ulimit -n)?' },
       );
     } catch (error) {

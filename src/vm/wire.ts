@@ -72,6 +72,7 @@ export const wire = {
   },
   sizes: { doorbell: 96, exited: 232, failed: 64, blocked: 24, deviceError: 24, stream: 16, memory: 152 },
   maxStreams: 1024,
+  ampleStreams: 64,
   firstGuestStream: 2 ** 31,
   exits: { guest: 1, fault: 2, shutdown: 3, internal: 4, protocol: 5, host: 6, poweroff: 7, reboot: 8, panic: 9 },
 } as const;

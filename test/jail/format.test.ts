@@ -379,6 +379,7 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
     ...constants(streamCommands, 'CASEMATE_COMMAND_STREAM_'),
   });
   t.is<number, number>(wire.maxStreams, c('CASEMATE_MAX_STREAMS'));
+  t.is<number, number>(wire.ampleStreams, c('CASEMATE_AMPLE_STREAMS'));
   t.is<number, number>(wire.firstGuestStream, c('CASEMATE_FIRST_GUEST_STREAM'));
   const formats = { auto: 'AUTO', elf: 'ELF', flat: 'FLAT', linux: 'LINUX', pvh: 'PVH' };
   t.deepEqual<object, object>(wire.formats, constants(formats, 'CASEMATE_IMAGE_'));

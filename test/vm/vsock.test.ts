@@ -249,6 +249,39 @@ test('a VM has 1024 streams and no more, and has them again', async (t) => {
   t.deepEqual(await told(t, body), ['ERR_CASEMATE_TOO_MANY_STREAMS', true, 'again']);
 });
 
+test('of many streams that nobody reads each holds little, here and in the kernel', async (t) => {
+  const body = `
+    const held = async () => Number(await text(await vm.connect(10)));
+    const streams = [];
+    for (let i = 0; i < 64; i += 1) streams.push(await vm.connect(4));
+    for (let i = 0; i < 50; i += 1) streams.push(await vm.connect(6));
+    let before;
+    for (let now = await held(); now !== before; before = now, now = await held()) await delay(20);
+    tell(before > 0);
+    tell(before < 50 * 65536);
+    // They stop nothing but themselves.
+    for (const stream of streams) stream.on('error', () => {});
+    tell((await buffer(streams[100])).length);`;
+  t.deepEqual(await told(t, body), [true, true, 8 << 20]);
+});
+
+test('evidence knows the sockets of streams, and finds any other', async (t) => {
+  const body = `
+    const seen = async () => (await vm.evidence()).layers.find(({ layer }) => layer === 'descriptors');
+    const streams = [await vm.connect(1), await vm.connect(3, { signal: AbortSignal.timeout(1) }).catch(() => undefined)];
+    for (let i = 0; i < 50; i += 1) {
+      const { ok, observed } = await seen();
+      if (!ok) tell(observed);
+      (await vm.connect(9)).resume();
+    }
+    tell((await seen()).observed.match(/socket:/g).length >= 2);
+    const last = await vm.connect(11);
+    for (const stream of [streams[0], last]) stream.on('error', () => {});
+    const { ok, observed } = await seen();
+    tell([ok, /^not given: \\d+ socket:\\[\\d+\\], \\d+ socket:\\[\\d+\\]$/.test(observed)]);`;
+  t.deepEqual(await told(t, body), [true, [false, true]]);
+});
+
 test('ports and options are checked', async (t) => {
   const body = `
     for (const port of [-1, 2 ** 32 - 1, 1.5, '1', undefined]) tell(await codeOf(vm.connect(port)));

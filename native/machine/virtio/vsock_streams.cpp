@@ -71,6 +71,15 @@ VsockStreams::VsockStreams(Storage& storage, sys::EventLoop& loop, const Listene
 
 VsockStreams::Stream* VsockStreams::streams() { return storage_.streams.data(); }
 
+/// As large as its window. Those whose windows are large are handed out first.
+std::span<std::byte> VsockStreams::buffer_of(const Stream& stream) {
+  const std::size_t index = link_of(stream) - 1u;
+  if (index < ample_streams) {
+    return storage_.buffers[index];
+  }
+  return storage_.small_buffers[index - ample_streams];
+}
+
 VsockStreams::Link& VsockStreams::bucket_of(std::uint32_t guest_port, std::uint32_t host_port) {
   const std::uint32_t hash = (guest_port ^ (host_port << 16 | host_port >> 16)) * 0x9e3779b1u;
   return storage_.buckets[hash >> 22];
@@ -123,7 +132,7 @@ void VsockStreams::free_if_done(Stream& stream) {
     return;
   }
   if (stream.has_buffered) {
-    auto& buffer = storage_.buffers[link_of(stream) - 1u];
+    const auto buffer = buffer_of(stream);
     sys::call(__NR_madvise, buffer.data(), buffer.size(), MADV_DONTNEED);
   }
   stream = {};
@@ -356,7 +365,8 @@ void VsockStreams::receive_reset(Stream& stream) {
 
 /// False where it is more than the guest had credit for, or behind its end.
 bool VsockStreams::receive_data(Stream& stream, const Payload& payload) {
-  if (stream.guest_ended || payload.size > window - (stream.received - stream.forwarded)) {
+  if (stream.guest_ended ||
+      payload.size > buffer_of(stream).size() - (stream.received - stream.forwarded)) {
     return false;
   }
   stream.received += payload.size;
@@ -413,7 +423,7 @@ bool VsockStreams::next(VsockHeader& header, const Payload& room) {
     if (is_produced) {
       header.src_port = stream->host_port;
       header.dst_port = stream->guest_port;
-      header.buf_alloc = window;
+      header.buf_alloc = static_cast<std::uint32_t>(buffer_of(*stream).size());
       header.fwd_cnt = stream->told = stream->forwarded;
       stream->owes_credit = false;
     }
@@ -595,7 +605,8 @@ void VsockStreams::tell(Stream& stream) {
 
 /// Sends Node what has been kept for it, as far as there is room.
 void VsockStreams::flush(Stream& stream) {
-  auto& buffer = storage_.buffers[link_of(stream) - 1u];
+  const auto buffer = buffer_of(stream);
+  const auto window = static_cast<std::uint32_t>(buffer.size());
   while (stream.buffered > 0) {
     const std::size_t size = std::min(stream.buffered, window - stream.buffer_start);
     const long sent = send(stream, buffer.data() + stream.buffer_start, size);
@@ -610,7 +621,8 @@ void VsockStreams::flush(Stream& stream) {
 
 /// There is room: a guest has no more credit than that.
 void VsockStreams::keep(Stream& stream, const std::byte* data, std::size_t size) {
-  auto& buffer = storage_.buffers[link_of(stream) - 1u];
+  const auto buffer = buffer_of(stream);
+  const auto window = static_cast<std::uint32_t>(buffer.size());
   while (size > 0) {
     const std::uint32_t end = (stream.buffer_start + stream.buffered) % window;
     const std::size_t count = std::min<std::size_t>(size, window - end);
@@ -640,7 +652,7 @@ long VsockStreams::send(Stream& stream, const std::byte* data, std::size_t size)
   }
   stream.forwarded += static_cast<std::uint32_t>(sent);
   // Not for each byte: a quarter of what it may have under way.
-  stream.owes_credit |= stream.forwarded - stream.told >= window / 4;
+  stream.owes_credit |= stream.forwarded - stream.told >= buffer_of(stream).size() / 4;
   return sent;
 }
 

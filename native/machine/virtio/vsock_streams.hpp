@@ -62,8 +62,12 @@ public:
   static constexpr std::uint64_t host_cid = 2;
   static constexpr std::uint64_t guest_cid = 3;
   static constexpr std::uint32_t max_streams = 1024;
-  /// What a guest may send on a stream before any of it has been taken: buf_alloc.
+  /// What a guest may send on a stream before any of it has been taken: buf_alloc. Each of as
+  /// many streams as programs use at once has the first; what all others may have under way
+  /// besides is no more than what these have.
   static constexpr std::uint32_t window = 64 * 1024;
+  static constexpr std::uint32_t ample_streams = 64;
+  static constexpr std::uint32_t small_window = 4 * 1024;
   /// Ids of streams that the guest began; Node's are below.
   static constexpr std::uint32_t guest_id = 0x80000000;
 
@@ -189,6 +193,7 @@ private:
   Stream* stream_of(Link link) { return link == 0 ? nullptr : &streams()[link - 1u]; }
   Link link_of(const Stream& stream) { return static_cast<Link>(&stream - streams() + 1); }
   Stream* streams();
+  std::span<std::byte> buffer_of(const Stream& stream);
   Link& bucket_of(std::uint32_t guest_port, std::uint32_t host_port);
   Stream* find(std::uint32_t guest_port, std::uint32_t host_port);
 
@@ -241,13 +246,14 @@ private:
   bool is_retrying_ = false;
 };
 
-/// 64 MiB of addresses. Memory is what has been touched of them: a few pages, and the buffers of
+/// 8 MiB of addresses. Memory is what has been touched of them: a few pages, and the buffers of
 /// streams whose readers do not keep pace.
 struct VsockStreams::Storage {
   std::array<Stream, max_streams> streams;
   std::array<Link, bucket_count> buckets;
   std::array<Watch, max_streams> watches;
-  alignas(4096) std::array<std::array<std::byte, window>, max_streams> buffers;
+  alignas(4096) std::array<std::array<std::byte, window>, ample_streams> buffers;
+  std::array<std::array<std::byte, small_window>, max_streams - ample_streams> small_buffers;
 };
 
 } // namespace casemate::machine::virtio
