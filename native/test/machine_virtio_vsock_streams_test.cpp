@@ -455,7 +455,7 @@ TEST("vsock: where many streams are open, each more has little credit, and all o
   Pair pair;
   std::vector<sys::Fd> ample;
   for (std::uint32_t i = 0; i < VsockStreams::ample_streams; ++i) {
-    pair.from_guest(VsockOp::Request, host_port, 5000 + i);
+    pair.from_guest(VsockOp::Request, host_port, 6000 + i);
     Pair::Socket socket = Pair::make_socket();
     pair.streams.accept(pair.asked.back(), std::move(socket.given));
     ample.push_back(std::move(socket.ours));
