@@ -170,7 +170,7 @@ test('where nothing is built, help works and the rest says what to do', async (t
 
   const run = await end(start(['run'], main));
   t.is(run.code, 125);
-  t.regex(run.stderr, /ERR_CASEMATE_NOT_BUILT\)\n {2}→ .*npm run build/);
+  t.regex(run.stderr, /ERR_CASEMATE_NOT_BUILT\)\n {2}→ Install it again: .*npm install/);
 
   const doctor = await end(start(['doctor', '--json'], main));
   t.is(doctor.code, 1);
