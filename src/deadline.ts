@@ -37,6 +37,8 @@ function ring(): void {
     if (entry.at <= now) late.push(entry);
     else next = Math.min(next, entry.at);
   }
+  // Of several that are over at once the first comes first: Node may have been busy for longer than lies between them.
+  late.sort((left, right) => left.at - right.at);
   armedFor = Number.POSITIVE_INFINITY;
   if (next < armedFor) arm(next);
   // What met one in time may wait to be heard of, where Node was busy with something else: first, by the launcher's

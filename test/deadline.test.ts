@@ -33,6 +33,16 @@ test.serial('deadlines are missed one after the other, whatever the order in whi
   );
 });
 
+test.serial('those that are over at once are missed in their order, too', async (t) => {
+  const names = missed(3, [
+    ['last', 20],
+    ['first', 1],
+    ['second', 10],
+  ]);
+  beBusy(50);
+  t.deepEqual(await names, ['first', 'second', 'last']);
+});
+
 test.serial('one that is met is not missed, and others still are', async (t) => {
   const alive = setInterval(() => {}, 1000);
   t.teardown(() => clearInterval(alive));
