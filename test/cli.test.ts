@@ -7,6 +7,7 @@ import test, { type ExecutionContext } from 'ava';
 import { builtFile } from '#lib/native.js';
 import { requires, root } from './helpers/index.js';
 import { echo, follow, kernel, out, powerOff, print, printString } from './helpers/kernels.js';
+import { patiently } from './helpers/proc.js';
 
 const MAIN = join(root, 'lib/cli/main.js');
 
@@ -234,7 +235,11 @@ vmTest('the end of a VM ends the command though stdin stays open', async (t) => 
 });
 
 vmTest('a guest that takes too long exits with 124', async (t) => {
-  const { code, stderr } = await casemate(['run', '--timeout', '300', guest(t, 'loop')]);
+  const path = guest(t, 'loop');
+  const { code, stderr } = await patiently(
+    (ms) => casemate(['run', '--timeout', `${ms}`, path]),
+    (ended) => ended.stderr.includes('ERR_CASEMATE_TIMEOUT'), // before it ran
+  );
   t.is(code, 124);
   t.regex(stderr, /^casemate: .*time/);
 });

@@ -86,6 +86,17 @@ export async function within(ms: number, holds: () => boolean): Promise<boolean>
   return holds();
 }
 
+/**
+ * Does something that has to happen within some time, with more and more time for as long as `tooSoon` says of what came
+ * of it that this machine, busy with other things, had not come to it yet.
+ */
+export async function patiently<T>(attempt: (ms: number) => Promise<T>, tooSoon: (outcome: T) => boolean): Promise<T> {
+  for (let ms = 100 * patience; ; ms *= 2) {
+    const outcome = await attempt(ms);
+    if (!tooSoon(outcome) || ms > 60_000 * patience) return outcome;
+  }
+}
+
 /** This process's own cgroup v2 directory. */
 export function ownCgroup(): string {
   const mount = /^\S+ \S+ \S+ \S+ (\S+) .* - cgroup2 /m.exec(readProc('self', 'mountinfo'))?.[1];

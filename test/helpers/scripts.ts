@@ -15,7 +15,7 @@ import { setImmediate as immediate, setTimeout as delay } from 'node:timers/prom
 import { Worker } from 'node:worker_threads';
 import { launch, warmUp } from 'casemate';
 import { guest } from '${new URL('guests.js', import.meta.url)}';
-import { childrenOf, descriptorsOf, ifThere, isAlive, readProc, within } from '${new URL('proc.js', import.meta.url)}';
+import { childrenOf, descriptorsOf, ifThere, isAlive, patiently, readProc, within } from '${new URL('proc.js', import.meta.url)}';
 const tell = (value) => process.stdout.write(JSON.stringify(value) + '\\n');
 function holdings() {
   const held = { children: childrenOf('self').length, threads: readdirSync('/proc/self/task').length };

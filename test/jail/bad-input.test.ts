@@ -267,9 +267,7 @@ test('files that are none are refused, and a FIFO that nobody writes to does not
     ['options.guest', { guest: source }] as const,
     ['options.input', { guest: guest('sum'), input: source }] as const,
   ]);
-  const started = performance.now();
-  const errors = await refusedCleanly(t, 'ERR_CASEMATE_FILE', cases);
-  t.true(performance.now() - started < 5000);
+  const errors = await refusedCleanly(t, 'ERR_CASEMATE_FILE', cases); // which a launch that waits would never see
   const messages = errors.map(({ message }) => message);
   t.regex(messages[0] ?? '', /options\.guest: .*fifo is not a regular file/);
   t.regex(messages[2] ?? '', /empty is empty/);

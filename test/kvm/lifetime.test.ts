@@ -11,6 +11,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { GuestMemory } from 'casemate/kvm';
 import { machine, realModeVcpu } from '${new URL('guests.js', import.meta.url)}';
+import { within } from '${new URL('../helpers/proc.js', import.meta.url)}';
 
 const endless = [0xeb, 0xfe];
 function guest(code) {
@@ -23,8 +24,8 @@ const counted = (folder, matches) => readdirSync(folder).filter((name) => {
 const threads = () => counted('/proc/self/task', (path) => readFileSync(path + '/comm', 'utf8').startsWith('casemate-vcpu'));
 const descriptors = () => counted('/proc/self/fd', (path) => /kvm/.test(readlinkSync(path)));
 async function until(condition) {
-  for (let i = 0; i < 200 && !condition(); i++) { globalThis.gc?.(); await delay(5); }
-  if (!condition()) throw new Error('still not: ' + condition + ', ' + threads() + ' threads, ' + descriptors() + ' descriptors');
+  const holds = () => { globalThis.gc?.(); return condition(); };
+  if (!(await within(10_000, holds))) throw new Error('still not: ' + condition + ', ' + threads() + ' threads, ' + descriptors() + ' descriptors');
 }
 `;
 

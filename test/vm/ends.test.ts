@@ -5,16 +5,14 @@ import { constants } from 'node:os';
 import { launch, type VmExit } from 'casemate';
 import { flat, guest, stillborn } from '../helpers/guests.js';
 import { requires } from '../helpers/index.js';
-import { isAlive, patience } from '../helpers/proc.js';
-import { refused, run } from '../helpers/vm.js';
+import { isAlive } from '../helpers/proc.js';
+import { guestTooSlow, refused, run, timedOut } from '../helpers/vm.js';
 
 const test = requires('kvm');
 const testWithTracer = requires('kvm', 'root', 'strace');
 
-// By itself: its time runs from launch() on, and a launch among many takes long.
-test.serial('timeoutMs ends a VM, and is the reason', async (t) => {
-  await using vm = await launch({ guest: guest('spin'), timeoutMs: 1000 * patience });
-  t.deepEqual(await vm.exited, { reason: 'timeout' });
+test('timeoutMs ends a VM, and is the reason', async (t) => {
+  t.deepEqual(await timedOut({ guest: guest('spin') }), { reason: 'timeout' });
 });
 
 for (const code of [0, 7, 255]) {
@@ -150,8 +148,7 @@ test('a guest that makes its first hypercall just as its time is over is a VM th
 });
 
 test('a guest that makes no hypercall within startTimeoutMs, or timeoutMs, is no VM', async (t) => {
-  const error = await refused(t, { guest: guest('silent'), startTimeoutMs: 1000 * patience }, 'ERR_CASEMATE_TIMEOUT');
-  t.is(error.step, 'guest');
+  t.is((await guestTooSlow(t, { guest: guest('silent') })).step, 'guest');
   await refused(t, { guest: guest('silent'), timeoutMs: 30 }, 'ERR_CASEMATE_TIMEOUT');
 });
 

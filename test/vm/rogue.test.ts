@@ -160,13 +160,14 @@ test('a monitor that asks on and on leaves Node its time, and is ended like any 
 
 test('a monitor that is let go and does nothing more runs out of its time', async (t) => {
   for (const acts of [released, jailed]) {
-    const outcome = await met(t, meet(acts, { startTimeoutMs: 200 }));
+    const within = `(startTimeoutMs) => meet(${JSON.stringify(acts)}, { startTimeoutMs })`;
+    const outcome = await met(t, `patiently(${within}, ({ step }) => step !== 'guest')`);
     t.like(outcome, { code: 'ERR_CASEMATE_TIMEOUT', step: 'guest' }, acts.join());
   }
 });
 
 test('a monitor that never says that it is jailed runs out of its time', async (t) => {
-  t.like(await met(t, meet([])), { code: 'ERR_CASEMATE_TIMEOUT', step: 'monitor' });
+  t.like(await met(t, meet([], { startTimeoutMs: 300 })), { code: 'ERR_CASEMATE_TIMEOUT', step: 'monitor' });
 });
 
 test('a monitor that hangs up before it is jailed is killed at once', async (t) => {
@@ -228,5 +229,7 @@ test('a monitor that hangs up instead of an answer is killed', async (t) => {
 test('a monitor that ignores whatever it is asked is killed as any other', async (t) => {
   const ignored = '(vm) => { vm.pause().catch(() => {}); return vm.kill(); }';
   t.deepEqual(await met(t, meet(rung, {}, ignored)), { exit: { reason: 'killed' }, state: 'exited' });
-  t.deepEqual(await met(t, meet(rung, { timeoutMs: 300 })), { exit: { reason: 'timeout' }, state: 'exited' });
+  const within = `(timeoutMs) => meet(${JSON.stringify(rung)}, { timeoutMs })`;
+  const outcome = await met(t, `patiently(${within}, ({ code }) => code === 'ERR_CASEMATE_TIMEOUT')`);
+  t.deepEqual(outcome, { exit: { reason: 'timeout' }, state: 'exited' });
 });

@@ -160,7 +160,7 @@ test('a guest that ends in both directions ends the stream, though only one is o
 test('what is written to a stream that the guest has closed is an error', async (t) => {
   const body = `
     const stream = await vm.connect(9);
-    await delay(20);
+    await codeOf(vm.connect(2)); // once this is answered, the guest has done with the one before
     stream.write('nobody reads this');
     tell((await once(stream, 'error'))[0].code);`;
   t.deepEqual(await told(t, body), ['EPIPE']);
@@ -182,11 +182,11 @@ test('the end of the VM ends streams, each as the guest had left it', async (t) 
 test('a server takes the connections of a guest, by its event', async (t) => {
   const body = `
     const server = vm.listen(1000);
-    server.on('connection', (stream) => { stream.end('from Node'); text(stream).then(tell); });
+    const echo = once(server, 'connection').then(([stream]) => { stream.end('from Node'); return text(stream); });
     tell(server.port);
     const asker = await vm.connect(1000);
     tell(await text(asker));
-    await delay(50);
+    tell(await echo);
     server.close();
     tell(await text(await vm.connect(1000)));`;
   t.deepEqual(await told(t, body), [1000, 'accepted', 'from Node', 'refused']);
