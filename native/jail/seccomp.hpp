@@ -24,11 +24,14 @@ namespace casemate::jail::seccomp {
 /// One allowed system call. With `values`, only while the low 32 bits of that
 /// argument (0 to 5) are one of them: right for what the kernel takes as an int or
 /// an unsigned int, as descriptors, ioctl numbers and flags are. The order of
-/// `values` is the order of comparison.
+/// `values` is the order of comparison. With `also_values`, only while another argument is one
+/// of those, too.
 struct Rule {
   std::uint32_t number = 0;
   std::uint32_t argument = 0;
   std::span<const std::uint32_t> values{};
+  std::uint32_t also_argument = 0;
+  std::span<const std::uint32_t> also_values{};
 };
 
 inline constexpr std::size_t max_rules = 512;
@@ -87,18 +90,23 @@ private:
     std::uint32_t next = 0; // the first number without a verdict yet
     for (const Rule& rule : rules) {
       if (rule.number < next || rule.number >= x32_bit || rule.argument > 5 ||
-          rule.values.size() > max_values) {
+          rule.values.size() > max_values || rule.also_argument > 5 ||
+          rule.also_values.size() > max_values) {
         return false;
       }
       if (rule.number > next) {
         append({next, refused_, nullptr});
       }
-      append({rule.number, SECCOMP_RET_ALLOW, rule.values.empty() ? nullptr : &rule});
+      append({rule.number, SECCOMP_RET_ALLOW, is_free(rule) ? nullptr : &rule});
       next = rule.number + 1;
     }
     append({next, refused_, nullptr});
     append({x32_bit, SECCOMP_RET_KILL_PROCESS, nullptr});
     return true;
+  }
+
+  static constexpr bool is_free(const Rule& rule) {
+    return rule.values.empty() && rule.also_values.empty();
   }
 
   constexpr void append(const Interval& interval) {
@@ -132,11 +140,16 @@ private:
   constexpr std::size_t length(std::size_t from, std::size_t to) const {
     if (to - from == 1) {
       const Rule* rule = intervals_[from].rule;
-      return rule == nullptr ? 1 : rule->values.size() + 3;
+      return rule == nullptr ? 1 : length(rule->values) + length(rule->also_values) + 1;
     }
     const std::size_t middle = from + (to - from) / 2;
     const std::size_t left = length(from, middle);
     return (left <= 255 ? 1 : 2) + left + length(middle, to);
+  }
+
+  /// How many instructions require() emits.
+  static constexpr std::size_t length(std::span<const std::uint32_t> values) {
+    return values.empty() ? 0 : values.size() + 2;
   }
 
   constexpr void leaf(const Interval& interval) {
@@ -144,13 +157,21 @@ private:
       emit(verdict(interval.verdict));
       return;
     }
-    const auto values = interval.rule->values;
-    emit(load(offsetof(seccomp_data, args) + 8 * interval.rule->argument));
+    require(interval.rule->argument, interval.rule->values);
+    require(interval.rule->also_argument, interval.rule->also_values);
+    emit(verdict(SECCOMP_RET_ALLOW));
+  }
+
+  /// Goes on behind it where the argument is one of these.
+  constexpr void require(std::uint32_t argument, std::span<const std::uint32_t> values) {
+    if (values.empty()) {
+      return;
+    }
+    emit(load(offsetof(seccomp_data, args) + 8 * argument));
     for (std::size_t i = 0; i < values.size(); ++i) {
       emit(branch(BPF_JEQ, values[i], values.size() - i, 0));
     }
     emit(verdict(refused_));
-    emit(verdict(SECCOMP_RET_ALLOW));
   }
 
   constexpr void emit(const sock_filter& instruction) {

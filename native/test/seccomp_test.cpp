@@ -138,6 +138,24 @@ TEST("a seccomp filter can limit one argument of a call to some values") {
   CHECK_EQ(evaluate(program, call(17, 4)), std::uint32_t{SECCOMP_RET_ALLOW});
 }
 
+TEST("a seccomp filter can limit two arguments of a call") {
+  constexpr std::uint32_t descriptors[] = {3, 9};
+  constexpr std::uint32_t commands[] = {4, 5};
+  const auto program = compile_all({{71}, {72, 0, descriptors, 1, commands}, {73}});
+  REQUIRE(!program.empty());
+  for (std::uint32_t descriptor = 0; descriptor < 12; ++descriptor) {
+    for (std::uint32_t command = 0; command < 12; ++command) {
+      const bool is_allowed =
+          (descriptor == 3 || descriptor == 9) && (command == 4 || command == 5);
+      CHECK_EQ(evaluate(program, call(72, descriptor, command)),
+               is_allowed ? SECCOMP_RET_ALLOW : refused);
+    }
+  }
+  CHECK_EQ(evaluate(program, call(71, 1, 1)), std::uint32_t{SECCOMP_RET_ALLOW});
+  CHECK_EQ(evaluate(program, call(73, 1, 1)), std::uint32_t{SECCOMP_RET_ALLOW});
+  CHECK_EQ(evaluate(program, call(74)), refused);
+}
+
 TEST("a seccomp filter takes as many values as a jump can span") {
   std::vector<std::uint32_t> values(max_values);
   for (std::size_t i = 0; i < values.size(); ++i) {
@@ -166,6 +184,8 @@ TEST("rules that make no sense do not compile") {
   CHECK(compile_all({{1, 6}}).empty());
   const std::vector<std::uint32_t> too_many(max_values + 1);
   CHECK(compile_all({{1, 0, too_many}}).empty());
+  CHECK(compile_all({{1, 0, {}, 6}}).empty());
+  CHECK(compile_all({{1, 0, {}, 1, too_many}}).empty());
   CHECK(compile_all(std::vector<Rule>(max_rules + 1)).empty());
 }
 

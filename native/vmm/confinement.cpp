@@ -47,7 +47,9 @@ constexpr std::uint32_t no_address[] = {0};
 constexpr std::uint32_t data_pages[] = {PROT_READ | PROT_WRITE};
 constexpr std::uint32_t page_advice[] = {MADV_POPULATE_WRITE, MADV_NOHUGEPAGE};
 constexpr std::uint32_t linux_page_advice[] = {MADV_HUGEPAGE, MADV_DONTNEED};
-constexpr std::uint32_t set_flags[] = {F_SETFL}; // F_SETOWN would let SIGIO hit others
+// F_SETOWN would let SIGIO hit others. Of the control socket alone: an open file that Node and
+// other monitors have, too, would change for them all, and with O_DIRECT no guest can be read.
+constexpr std::uint32_t set_flags[] = {F_SETFL};
 
 constexpr std::uint32_t setup_ioctls[] = {
     KVM_CREATE_VM,   KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR, KVM_ENABLE_CAP,
@@ -85,8 +87,8 @@ constexpr std::uint32_t interrupting[] = {SIGIO};
 
 /// What both phases need: filters add up, so what the second allows, the first does too.
 constexpr std::array common_rules{
-    Rule{__NR_fcntl, 1, set_flags}, Rule{__NR_ppoll},        Rule{__NR_getrandom},
-    Rule{__NR_clock_gettime},       Rule{__NR_rt_sigreturn}, Rule{__NR_exit_group},
+    Rule{__NR_ppoll},        Rule{__NR_getrandom},  Rule{__NR_clock_gettime},
+    Rule{__NR_rt_sigreturn}, Rule{__NR_exit_group},
 };
 
 template <typename... Own> constexpr auto with_common(Own... own) {
@@ -95,7 +97,7 @@ template <typename... Own> constexpr auto with_common(Own... own) {
 
 template <typename... Own> constexpr auto with_bare_metal(Own... own) {
   return with_common(own..., Rule{__NR_sendto, 0, sent_to}, Rule{__NR_recvfrom, 0, received_from},
-                     Rule{__NR_shutdown, 0, control});
+                     Rule{__NR_shutdown, 0, control}, Rule{__NR_fcntl, 0, control, 1, set_flags});
 }
 
 /// Sockets of streams come while the guest runs, and have any number. All that there are have

@@ -17,11 +17,7 @@
 import { spawnSync } from 'node:child_process';
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import ava, { type ExecutionContext, type Implementation } from 'ava';
-
-/** The top folder of the repository. */
-export const root = fileURLToPath(new URL('../../../', import.meta.url));
 
 /** Whether a program runs to a good end. */
 function runs(command: string, ...args: string[]): boolean {
@@ -169,4 +165,5 @@ export function requires(...needed: Capability[]): Declare & { serial: Declare }
   return missing === undefined ? Object.assign(run, { serial }) : Object.assign(skip, { serial: skip });
 }
 
+export { root } from './root.js';
 export type { ExecutionContext };

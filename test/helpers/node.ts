@@ -5,7 +5,7 @@ import { chmodSync, copyFileSync, cpSync, existsSync, mkdtempSync, rmSync } from
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { root } from './index.js';
+import { root } from './root.js';
 
 export interface NodeOptions {
   /** User and group that it runs as, with no other groups. Such a Node has a copy of the library that it may read. */
@@ -16,6 +16,8 @@ export interface NodeOptions {
   descriptors?: readonly (number | 'ignore')[];
   /** Arguments, at process.argv[1]... */
   args?: readonly string[];
+  /** The package that it resolves 'casemate' to. */
+  cwd?: string;
 }
 
 /** Where built files lie in a package, and in a checkout. */
@@ -72,12 +74,12 @@ export class OtherNode {
   readonly #lines: AsyncIterator<string>;
   #errors = '';
 
-  constructor(script: string, { uid, through = [], descriptors = [], args = [] }: NodeOptions = {}) {
+  constructor(script: string, { uid, through = [], descriptors = [], args = [], cwd }: NodeOptions = {}) {
     const become = uid === undefined ? [] : ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups'];
     const node = [process.execPath, '--input-type=module', '-e', prelude + script, ...args];
     const [command = '', ...rest] = [...through, ...become, ...node];
     this.process = spawn(command, rest, {
-      cwd: uid === undefined ? root : publicCopy(),
+      cwd: cwd ?? (uid === undefined ? root : publicCopy()),
       stdio: ['pipe', 'pipe', 'pipe', ...descriptors],
       // It may not write where this process's coverage is collected.
       env: { ...process.env, ...(uid !== undefined && { NODE_V8_COVERAGE: undefined }) },

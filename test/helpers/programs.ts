@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto';
 import { chmodSync, existsSync, lstatSync, mkdirSync, renameSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { root } from './index.js';
+import { root } from './root.js';
 
 /** Where they lie: readable for every user, as some of them run as another one. */
 const folder = join(tmpdir(), `casemate-test-${process.geteuid?.()}`);
@@ -29,15 +29,18 @@ function compile(compiler: string, source: string, output: string, flags: readon
 export function program(name: string): string {
   const compiled = process.env.CASEMATE_TEST_PROGRAMS;
   if (compiled !== undefined) return join(compiled, name);
-  const source = join(root, `test/programs/${name}.c`);
-  const headers = ['-I', join(root, 'native')];
-  const { status, stdout, stderr } = spawnSync('gcc', ['-E', '-P', source, ...headers], { encoding: 'utf8' });
+  const source = ['c', 'cpp'].map((kind) => join(root, `test/programs/${name}.${kind}`)).find(existsSync) ?? name;
+  const headers = [...(source.endsWith('.cpp') ? ['-std=c++20'] : []), '-I', join(root, 'native')];
+  const { status, stdout, stderr } = spawnSync('gcc', ['-E', '-P', source, ...headers], {
+    encoding: 'utf8',
+    maxBuffer: 2 ** 24,
+  });
   if (status !== 0) throw new Error(`${source} does not compile:\n${stderr}`);
   const version = createHash('sha256').update(stdout).digest('hex').slice(0, 16);
   const output = `${name}-${version}`;
   const made = join(folder, output);
   const flags = ['-static', '-O1', '-Wall', '-Wextra', '-Werror', ...headers];
-  return existsSync(made) ? made : compile('gcc', source, output, flags);
+  return existsSync(made) ? made : compile(source.endsWith('.cpp') ? 'g++' : 'gcc', source, output, flags);
 }
 
 /** What a program of test/programs prints; it may include the headers of native/. */

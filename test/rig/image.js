@@ -16,7 +16,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, join, resolve } from 'node:path';
+import { basename, extname, join, resolve } from 'node:path';
 import ts from 'typescript';
 import {
   busybox,
@@ -307,9 +307,11 @@ export function projectImage() {
     mkdirSync(join(tree, 'test/rig'), { recursive: true });
     copyFileSync('test/rig/inside', join(tree, 'test/rig/inside'));
     mkdirSync(join(tree, programs));
-    for (const source of readdirSync(programs).filter((name) => name.endsWith('.c'))) {
-      const output = join(tree, programs, basename(source, '.c'));
-      run('gcc', [join(programs, source), '-o', output, '-static', '-O1', '-I', 'native']);
+    // Of those in C++ all but one print formats of the build, which are looked at where it is built.
+    for (const source of readdirSync(programs).filter((name) => name.endsWith('.c') || name === 'escape.cpp')) {
+      const output = join(tree, programs, basename(source, extname(source)));
+      const [compiler, ...flags] = source.endsWith('.c') ? ['gcc'] : ['g++', '-std=c++20'];
+      run(compiler, [...flags, join(programs, source), '-o', output, '-static', '-O1', '-I', 'native']);
     }
     filesystem(tree, join(folder, 'disk'), 128);
   });
