@@ -7,7 +7,7 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
-#include <poll.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -16,9 +16,9 @@ namespace casemate::addon {
 
 namespace {
 
-/// Reaps a process that has ended. waitid(2), P_PIDFD
-long reap(int pidfd, siginfo_t& info) {
-  return sys::call_retry(__NR_waitid, 3 /* P_PIDFD */, pidfd, &info, WEXITED | __WALL | WNOHANG,
+/// Reaps a process, once it has ended. waitid(2), P_PIDFD
+long reap(int pidfd, siginfo_t& info, int options = 0) {
+  return sys::call_retry(__NR_waitid, 3 /* P_PIDFD */, pidfd, &info, WEXITED | __WALL | options,
                          nullptr);
 }
 
@@ -34,8 +34,15 @@ Napi::Function Child::define(Napi::Env env) {
        InstanceMethod<&Child::cgroup_file>("cgroupFile")});
 }
 
-Napi::Object Child::create(Napi::Env env, Napi::Function constructor, Flight& flight) {
-  return constructor.New({Napi::External<Flight>::New(env, &flight)});
+Napi::Object Child::create(Napi::Env env, Napi::Function constructor, Flight& flight,
+                           const std::shared_ptr<Watch>& watch) {
+  Napi::Object object = constructor.New({Napi::External<Flight>::New(env, &flight)});
+  Child& child = *Unwrap(object);
+  child.watch_ = watch;
+  child.context_ = std::make_unique<Context>(env, "casemate:child");
+  flight.launch.message_tag = Watch::tag(child.on_control_);
+  flight.launch.end_tag = Watch::tag(child.on_end_);
+  return object;
 }
 
 Child::Child(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Child>(info) {
@@ -58,6 +65,12 @@ void Child::settle(Parts parts, bool cancelled) {
   if (cancelled && parts_.pidfd) {
     sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
   }
+  if (parts_.watched && on_exit_.IsEmpty()) {
+    // Nobody has asked for it: it would be told again and again.
+    watch_->remove(parts_.pidfd.get());
+    watch_->remove(parts_.control.get());
+    parts_.watched = false;
+  }
   start_watching();
 }
 
@@ -66,12 +79,6 @@ Child::Parts::~Parts() {
     return;
   }
   sys::call(__NR_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
-  // By poll: libuv makes a descriptor that it watches non-blocking, and on such a one
-  // waitid does not wait.
-  struct pollfd ended {
-    pidfd.get(), POLLIN, 0
-  };
-  sys::call_retry(__NR_ppoll, &ended, 1, nullptr, nullptr, 8);
   siginfo_t info{};
   reap(pidfd.get(), info);
 }
@@ -95,12 +102,9 @@ Napi::Value Child::stamps(const Napi::CallbackInfo& info) {
 /// event loop, alive until the process has ended. memoryEvents is the text of that file of a cgroup
 /// made for it, or empty.
 void Child::watch(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
   on_message_ = Napi::Persistent(info[0].As<Napi::Function>());
   on_exit_ = Napi::Persistent(info[1].As<Napi::Function>());
-  end_poll_ = std::make_unique<Poll>(env, "casemate:child", [this](int, int) { on_end(); });
-  control_poll_ =
-      std::make_unique<Poll>(env, "casemate:control", [this](int, int) { on_control(); });
+  watch_->hold();
   Ref();
   start_watching();
 }
@@ -109,29 +113,36 @@ void Child::watch(const Napi::CallbackInfo& info) {
 /// launcher's to read, and it is not to be reaped, or its process id would no longer be its
 /// own.
 void Child::start_watching() {
-  if (flight_ != nullptr || end_poll_ == nullptr) {
+  if (flight_ != nullptr || on_exit_.IsEmpty()) {
     return;
   }
   if (!parts_.pidfd) {
     forget(); // it was never born
     return;
   }
-  end_poll_->open(parts_.pidfd.get());
-  end_poll_->start(UV_READABLE);
-  if (parts_.control) {
-    control_poll_->open(parts_.control.get());
-    send_rest();
-    watch_control();
+  if (!parts_.watched && watch_descriptors()) {
+    // Of one that cannot be watched its end is all that is told, and so it ends now.
+    sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
+    siginfo_t info{};
+    reap(parts_.pidfd.get(), info);
+    return run([&] { tell_end(info); });
   }
+  send_rest();
+}
+
+sys::SysError Child::watch_descriptors() {
+  if (auto error = watch_->add(parts_.pidfd.get(), on_end_, EPOLLIN)) {
+    return error;
+  }
+  return parts_.control ? watch_->add(parts_.control.get(), on_control_, EPOLLIN) : sys::SysError{};
 }
 
 /// Nothing is to be told any more.
 void Child::forget() {
   unsent_.clear();
-  end_poll_.reset();
-  control_poll_.reset();
   on_message_.Reset();
   on_exit_.Reset();
+  watch_->let_go();
   Unref();
 }
 
@@ -144,9 +155,11 @@ void Child::on_control() {
   receive_messages(messages_at_once);
 }
 
-void Child::watch_control() {
-  if (control_poll_ != nullptr && parts_.control) {
-    control_poll_->start(UV_READABLE | (unsent_.empty() ? 0 : UV_WRITABLE));
+/// Of its control socket, where there is something to be sent.
+void Child::await_room() {
+  if (!on_exit_.IsEmpty() && parts_.control) {
+    watch_->change(parts_.control.get(), on_control_,
+                   unsent_.empty() ? EPOLLIN : EPOLLIN | EPOLLOUT);
   }
 }
 
@@ -162,8 +175,7 @@ void Child::receive_messages(std::size_t most) {
     if (size <= 0) {
       // Hung up: its end is the pidfd's to tell. One that is ending keeps its exit code; one
       // that lives on could no longer be told anything, and is ended.
-      control_poll_.reset();
-      parts_.control.reset();
+      unwatch_control();
       if (parts_.pidfd) {
         sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
       }
@@ -184,17 +196,26 @@ void Child::receive_messages(std::size_t most) {
   }
 }
 
+void Child::unwatch_control() {
+  if (parts_.control) {
+    watch_->remove(parts_.control.get());
+    parts_.control.reset();
+  }
+}
+
 void Child::on_end() {
   siginfo_t info{};
-  if (reap(parts_.pidfd.get(), info) != 0 || info.si_pid == 0) {
-    return;
+  if (reap(parts_.pidfd.get(), info, WNOHANG) == 0 && info.si_pid != 0) {
+    tell_end(info);
   }
-  end_poll_.reset();
+}
+
+void Child::tell_end(const siginfo_t& info) {
+  watch_->remove(parts_.pidfd.get());
   parts_.pidfd.reset();
   unsent_.clear();
   receive_messages(std::numeric_limits<std::size_t>::max()); // its last words
-  control_poll_.reset();
-  parts_.control.reset();
+  unwatch_control();
   Napi::Env env = Env();
   // Empty where it has no cgroup of its own, or that no limit of memory.
   sys::Result<std::string> events = parts_.cgroup.read("memory.events");
@@ -219,7 +240,7 @@ void Child::send(Napi::Env env, Napi::Uint8Array bytes, sys::Fd descriptor) {
   const long sent = can_send ? send_now(message) : -EAGAIN;
   if (sent == -EAGAIN) {
     unsent_.push_back(std::move(message));
-    return watch_control();
+    return await_room();
   }
   check(env, sys::check("sendmsg", sent));
 }
@@ -232,7 +253,7 @@ void Child::send_rest() {
   while (!unsent_.empty() && send_now(unsent_.front()) != -EAGAIN) {
     unsent_.pop_front();
   }
-  watch_control();
+  await_room();
 }
 
 long Child::send_now(const Message& message) {
@@ -258,7 +279,7 @@ long Child::send_now(const Message& message) {
 /// launch goes on, that is given up, whatever the signal.
 void Child::kill(const Napi::CallbackInfo& info) {
   if (flight_ != nullptr) {
-    flight_->launch.cancelled = true;
+    flight_->launcher.cancel(flight_->launch);
   } else if (parts_.pidfd) {
     long result = sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(),
                             info[0].As<Napi::Number>().Int32Value(), nullptr, 0);

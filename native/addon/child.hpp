@@ -1,8 +1,9 @@
 #pragma once
 
 #include "addon/cgroup.hpp"
+#include "addon/context.hpp"
 #include "addon/flight.hpp"
-#include "addon/poll.hpp"
+#include "addon/watch.hpp"
 #include "sys/fd.hpp"
 
 #include <deque>
@@ -21,6 +22,7 @@ public:
   /// happens where an environment ends first, be it between a launch and its callback.
   struct Parts {
     long pid = 0;
+    bool watched = false; // by the launcher already
     std::uint32_t user_id = 0;
     std::vector<std::uint64_t> stamps; // of its launch, CLOCK_MONOTONIC ns
     sys::Fd pidfd;                     // until it has been reaped
@@ -35,7 +37,8 @@ public:
   };
 
   static Napi::Function define(Napi::Env env);
-  static Napi::Object create(Napi::Env env, Napi::Function constructor, Flight& flight);
+  static Napi::Object create(Napi::Env env, Napi::Function constructor, Flight& flight,
+                             const std::shared_ptr<Watch>& watch);
 
   explicit Child(const Napi::CallbackInfo& info);
   ~Child() override;
@@ -43,6 +46,8 @@ public:
   /// The launch is done: from now on its messages and its end are told. One that was
   /// cancelled when the launcher no longer looked is killed now.
   void settle(Parts parts, bool cancelled);
+  /// Runs what tells of it.
+  template <typename Callback> void run(const Callback& callback) { context_->run(callback); }
   /// The launch ends without being done, with its environment.
   void abandon() { flight_ = nullptr; }
 
@@ -64,6 +69,9 @@ private:
   Napi::Value cgroup_file(const Napi::CallbackInfo& info);
 
   void start_watching();
+  sys::SysError watch_descriptors();
+  void unwatch_control();
+  void tell_end(const siginfo_t& info);
   void forget();
   struct Message {
     std::vector<std::uint8_t> bytes;
@@ -75,14 +83,15 @@ private:
   void receive_messages(std::size_t most);
   void send_rest();
   long send_now(const Message& message);
-  void watch_control();
+  void await_room();
 
+  std::shared_ptr<Watch> watch_;
+  Watch::Source on_control_{[this] { run([this] { on_control(); }); }};
+  Watch::Source on_end_{[this] { run([this] { on_end(); }); }};
   Flight* flight_ = nullptr; // until settled
   Parts parts_;
   std::deque<Message> unsent_;
-  // After the descriptors they watch, so that they end before them.
-  std::unique_ptr<Poll> control_poll_;
-  std::unique_ptr<Poll> end_poll_;
+  std::unique_ptr<Context> context_; // of its launch
   Napi::FunctionReference on_message_;
   Napi::FunctionReference on_exit_;
 };

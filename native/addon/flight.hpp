@@ -17,6 +17,9 @@ class Child;
 
 /// One launch under way, with everything the Launch points at.
 struct Flight {
+  explicit Flight(jail::Launcher& by) : launcher(by) {}
+
+  jail::Launcher& launcher;
   jail::Launch launch;
   std::vector<sys::Fd> given;
   std::shared_ptr<const Plan::Contents> plan;

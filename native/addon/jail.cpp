@@ -7,8 +7,8 @@
 #include "addon/flight.hpp"
 #include "addon/module.hpp"
 #include "addon/plan.hpp"
-#include "addon/poll.hpp"
 #include "addon/stream.hpp"
+#include "addon/watch.hpp"
 #include "jail/clock.hpp"
 #include "jail/landlock.hpp"
 #include "jail/launcher.hpp"
@@ -64,17 +64,18 @@ public:
       check(env, sys::check("open", fd), leases.c_str());
       host->leases.reset(static_cast<int>(fd));
     }
+    watch_ = take(env, Watch::create([this] { return collect(); }));
     launcher_ = std::make_unique<jail::Launcher>(
-        std::move(host), jail::LauncherOptions{number("tasks"), number("pooled")});
+        std::move(host), jail::LauncherOptions{number("tasks"), number("pooled"), watch_->fd(),
+                                               Watch::tag(on_told_)});
     check(env, launcher_->start());
-    poll_ = std::make_unique<Poll>(env, "casemate:launcher", launcher_->done_fd(),
-                                   [this](int, int) { on_done(); });
-    poll_->start(UV_READABLE);
-    poll_->keep_alive(false);
+    watch_->start(env);
   }
 
   ~LauncherObject() override {
-    poll_.reset();
+    if (watch_ != nullptr) {
+      watch_->stop();
+    }
     for (auto& flight : flights_) {
       flight->launch.cancelled = true;
     }
@@ -102,7 +103,7 @@ private:
   /// of it would delay the monitor, which is setting up its VM.
   Napi::Value launch(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
-    auto flight = std::make_unique<Flight>();
+    auto flight = std::make_unique<Flight>(*launcher_);
     Launch& launch = flight->launch;
     flight->plan = Plan::Unwrap(info[0].As<Napi::Object>())->contents();
     const Plan::Contents& plan = *flight->plan;
@@ -126,11 +127,11 @@ private:
     if (info[5].IsObject()) {
       flight->cgroup = CgroupObject::Unwrap(info[5].As<Napi::Object>())->take();
     }
-    Napi::Object child = Child::create(env, child_.Value(), *flight);
+    Napi::Object child = Child::create(env, child_.Value(), *flight, watch_);
     flight->child_value = Napi::Persistent(child);
     flights_.push_back(std::move(flight));
     if (flights_.size() == 1) {
-      poll_->keep_alive(true);
+      watch_->hold();
       Ref();
     }
     launcher_->submit(&launch);
@@ -158,20 +159,23 @@ private:
     return result;
   }
 
-  void on_done() {
-    for (Launch* launch = launcher_->take_done(); launch != nullptr;) {
+  /// What the launcher has done since; false where that is nothing.
+  bool collect() {
+    Launch* const first = launcher_->take_done();
+    for (Launch* launch = first; launch != nullptr;) {
       Launch* next = launch->next;
       auto at = std::find_if(flights_.begin(), flights_.end(),
                              [&](const auto& flight) { return &flight->launch == launch; });
       std::unique_ptr<Flight> flight = std::move(*at);
       flights_.erase(at);
       if (flights_.empty()) {
-        poll_->keep_alive(false);
+        watch_->let_go();
         Unref();
       }
       finish(*flight);
       launch = next;
     }
+    return first != nullptr;
   }
 
   void finish(Flight& flight) {
@@ -181,12 +185,7 @@ private:
     if (launch.failed == jail::Stage::none && launch.control_slot != CASEMATE_NO_SLOT) {
       return;
     }
-    try {
-      flight.on_done.Call({outcome(launch)});
-    } catch (const Napi::Error& error) {
-      // The environment is about to end; the other launches are still to be taken care of.
-      napi_fatal_exception(Env(), error.Value());
-    }
+    flight.child->run([&] { flight.on_done.Call({outcome(launch)}); });
   }
 
   Napi::Object outcome(const Launch& launch) {
@@ -214,6 +213,7 @@ private:
       parts.cgroup = std::move(flight.cgroup);
     }
     parts.pid = std::max(launch.pid, 0L);
+    parts.watched = launch.watched;
     parts.user_id = launch.user_id;
     parts.stamps = stamps(launch);
     parts.pidfd.reset(std::exchange(launch.pidfd, -1));
@@ -242,7 +242,11 @@ private:
   Napi::FunctionReference child_;
   std::list<std::unique_ptr<Flight>> flights_;
   std::unique_ptr<jail::Launcher> launcher_;
-  std::unique_ptr<Poll> poll_;
+  std::shared_ptr<Watch> watch_;
+  Watch::Source on_told_{[this] {
+    launcher_->heard();
+    collect();
+  }};
 };
 
 /// compileSeccomp([[number], [number, argument, ...values]...], refused): a program, or null.

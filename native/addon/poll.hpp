@@ -16,17 +16,15 @@ public:
   /// `events`: UV_READABLE and the like; `status`: 0 or a negative errno.
   using Callback = std::function<void(int status, int events)>;
 
-  /// Watches nothing until open() and start(). `name` shows up in async_hooks.
-  Poll(Napi::Env env, const char* name, Callback callback);
-  /// The same, and open().
+  /// Watches nothing until start(). `fd` stays the caller's and must stay open until this
+  /// object is gone. Its callbacks are run in a Context of this name.
   Poll(Napi::Env env, const char* name, int fd, Callback callback);
+  /// The same, for one that opens the contexts of those whom it calls itself.
+  Poll(Napi::Env env, int fd, Callback callback);
   ~Poll();
   Poll(const Poll&) = delete;
   Poll& operator=(const Poll&) = delete;
 
-  /// What is watched, once. `fd` stays the caller's and must stay open until this object is
-  /// gone.
-  void open(int fd);
   void start(int events);
   void stop();
   /// Whether watching keeps the event loop alive (it does unless told otherwise).

@@ -12,6 +12,7 @@
 #include <optional>
 #include <poll.h>
 #include <sched.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 
 namespace casemate::jail {
@@ -89,6 +90,13 @@ SysError clear_labels(const Host& host, const Launch& launch) {
   return error;
 }
 
+SysError add_to(int epoll, int fd, std::uint64_t tag) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = tag;
+  return check("epoll_ctl", call(__NR_epoll_ctl, epoll, EPOLL_CTL_ADD, fd, &event));
+}
+
 /// Closes what the launcher steps made: the child has its copies. Our ends of the
 /// socket pairs stay open for a launch that succeeded.
 void close_made(Launch& launch, bool keep_our_ends) {
@@ -138,6 +146,9 @@ SysError Launcher::start() {
     return check("eventfd2", event);
   }
   done_event_.reset(static_cast<int>(event));
+  if (SysError error = add_to(options_.epoll, done_event_.get(), options_.done_tag)) {
+    return error;
+  }
   if (host_->rootless) {
     Result<sys::Mapping> stack =
         sys::Mapping::map(stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
@@ -278,9 +289,23 @@ void Launcher::submit(Launch* launch) {
   }
 }
 
-Launch* Launcher::take_done() {
+void Launcher::cancel(Launch& launch) {
+  launch.cancelled = true;
+  // It may be done already, and nobody told of it.
+  tell();
+}
+
+void Launcher::tell() {
+  const std::uint64_t one = 1;
+  call(__NR_write, done_event_.get(), &one, sizeof one);
+}
+
+void Launcher::heard() {
   std::uint64_t count = 0;
   call(__NR_read, done_event_.get(), &count, sizeof count);
+}
+
+Launch* Launcher::take_done() {
   TaskLock lock(mutex_);
   Launch* first = done_.first;
   done_ = {};
@@ -473,13 +498,34 @@ void Launcher::refill_below_half(std::uint32_t left) {
   }
 }
 
+/// Whoever waits for a monitor has nothing to do before that has something to say. To be
+/// woken up for less takes a processor from the monitor, which is setting up its VM.
 void Launcher::finish(Launch* launch) {
+  bool told = false;
   {
+    // What the epoll instance tells of is done by then: who hears of it takes the lock first.
     TaskLock lock(mutex_);
+    const bool is_monitor =
+        launch->failed == Stage::none && launch->control_slot != CASEMATE_NO_SLOT;
+    launch->watched = is_monitor && watch(*launch);
+    told = launch->watched && !launch->cancelled.load();
     done_.push(launch);
   }
-  const std::uint64_t one = 1;
-  call(__NR_write, done_event_.get(), &one, sizeof one);
+  if (!told) {
+    tell();
+  }
+}
+
+bool Launcher::watch(const Launch& launch) {
+  const int control = launch.slots[launch.control_slot];
+  if (add_to(options_.epoll, launch.pidfd, launch.end_tag)) {
+    return false;
+  }
+  if (add_to(options_.epoll, control, launch.message_tag)) {
+    call(__NR_epoll_ctl, options_.epoll, EPOLL_CTL_DEL, launch.pidfd, nullptr);
+    return false;
+  }
+  return true;
 }
 
 // ---- One launch ---------------------------------------------------------------

@@ -63,12 +63,16 @@ struct Launch {
   std::span<const std::byte> configuration;
   std::span<const std::byte> announcement;
   std::span<const std::byte> release;
-  bool in_host_mounts = false; // sees the host's mounts instead of the prepared two
-  std::uint64_t deadline = 0;  // CLOCK_MONOTONIC ns, for the monitor to be jailed
-  std::atomic<bool> cancelled{false};
+  bool in_host_mounts = false;        // sees the host's mounts instead of the prepared two
+  std::uint64_t deadline = 0;         // CLOCK_MONOTONIC ns, for the monitor to be jailed
+  std::atomic<bool> cancelled{false}; // by cancel()
+  // What the epoll instance is to say of a monitor's messages, and of its end.
+  std::uint64_t message_tag = 0;
+  std::uint64_t end_tag = 0;
 
   // The outcome.
   Stage failed = Stage::none;
+  bool watched = false; // our end of its control socket, and its pidfd, by the epoll instance
   sys::SysError error{};
   const char* mismatch = nullptr;
   long pid = -1;
@@ -86,6 +90,8 @@ struct Launch {
 struct LauncherOptions {
   std::uint32_t tasks = 2;
   std::uint32_t pooled = 8; // namespaces of each kind kept ready, 0 for none
+  int epoll = -1;           // told of launches that are done, with this tag
+  std::uint64_t done_tag = 0;
 };
 
 class Launcher {
@@ -97,13 +103,17 @@ public:
 
   /// Starts the tasks.
   sys::SysError start();
-  /// Readable when launches are done.
-  int done_fd() const { return done_event_.get(); }
   /// A launch is about to be submitted: a task wakes up meanwhile, and waits for it awake.
   void expect_launch();
   void submit(Launch* launch);
-  /// The launches done since the last call, oldest first.
+  /// Gives up one that may be under way still. It is done soon, with a process that is to be
+  /// killed, or none.
+  void cancel(Launch& launch);
+  /// The launches done since the last call, oldest first. The epoll instance tells of all but
+  /// a monitor that was launched well: of that one by what it sends, or by its end.
   Launch* take_done();
+  /// done_tag was told.
+  void heard();
   /// How many namespaces wait in each pool.
   struct Ready {
     std::uint32_t network;
@@ -164,6 +174,8 @@ private:
                                  int (&ends)[2]);
   bool make_stream();
   void finish(Launch* launch);
+  bool watch(const Launch& launch);
+  void tell();
   void refill_below_half(std::uint32_t left);
 
   sys::Result<UserNamespace> take_user_namespace(Task& task);
