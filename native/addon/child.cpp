@@ -40,8 +40,6 @@ Napi::Object Child::create(Napi::Env env, Napi::Function constructor, Flight& fl
   Child& child = *Unwrap(object);
   child.watch_ = watch;
   child.context_ = std::make_unique<Context>(env, "casemate:child");
-  flight.launch.message_tag = Watch::tag(child.on_control_);
-  flight.launch.end_tag = Watch::tag(child.on_end_);
   return object;
 }
 
@@ -51,11 +49,15 @@ Child::Child(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Child>(info) {
   }
   flight_ = info[0].As<Napi::External<Flight>>().Data();
   flight_->child = this;
+  ears_ = std::move(flight_->ears);
+  ears_->message = [this] { run([this] { on_control(); }); };
+  ears_->end = [this] { run([this] { on_end(); }); };
 }
 
 Child::~Child() {
   if (flight_ != nullptr) {
     flight_->child = nullptr;
+    flight_->ears = std::move(ears_); // the kernel may know of them
   }
 }
 
@@ -65,10 +67,9 @@ void Child::settle(Parts parts, bool cancelled) {
   if (cancelled && parts_.pidfd) {
     sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
   }
-  if (parts_.watched && on_exit_.IsEmpty()) {
+  if (on_exit_.IsEmpty()) {
     // Nobody has asked for it: it would be told again and again.
-    watch_->remove(parts_.pidfd.get());
-    watch_->remove(parts_.control.get());
+    parts_.unwatch(*watch_);
     parts_.watched = false;
   }
   start_watching();
@@ -81,6 +82,14 @@ Child::Parts::~Parts() {
   sys::call(__NR_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
   siginfo_t info{};
   reap(pidfd.get(), info);
+}
+
+/// What the launcher has had watched.
+void Child::Parts::unwatch(Watch& watch) const {
+  if (watched) {
+    watch.remove(pidfd.get());
+    watch.remove(control.get());
+  }
 }
 
 /// pid: 0 before its birth.
@@ -131,10 +140,11 @@ void Child::start_watching() {
 }
 
 sys::SysError Child::watch_descriptors() {
-  if (auto error = watch_->add(parts_.pidfd.get(), on_end_, EPOLLIN)) {
+  if (auto error = watch_->add(parts_.pidfd.get(), ears_->end, EPOLLIN)) {
     return error;
   }
-  return parts_.control ? watch_->add(parts_.control.get(), on_control_, EPOLLIN) : sys::SysError{};
+  return parts_.control ? watch_->add(parts_.control.get(), ears_->message, EPOLLIN)
+                        : sys::SysError{};
 }
 
 /// Nothing is to be told any more.
@@ -158,7 +168,7 @@ void Child::on_control() {
 /// Of its control socket, where there is something to be sent.
 void Child::await_room() {
   if (!on_exit_.IsEmpty() && parts_.control) {
-    watch_->change(parts_.control.get(), on_control_,
+    watch_->change(parts_.control.get(), ears_->message,
                    unsent_.empty() ? EPOLLIN : EPOLLIN | EPOLLOUT);
   }
 }

@@ -34,6 +34,7 @@ public:
     Parts(Parts&&) = default;
     Parts& operator=(Parts&&) = default;
     ~Parts();
+    void unwatch(Watch& watch) const;
   };
 
   static Napi::Function define(Napi::Env env);
@@ -86,8 +87,7 @@ private:
   void await_room();
 
   std::shared_ptr<Watch> watch_;
-  Watch::Source on_control_{[this] { run([this] { on_control(); }); }};
-  Watch::Source on_end_{[this] { run([this] { on_end(); }); }};
+  std::unique_ptr<Ears> ears_;
   Flight* flight_ = nullptr; // until settled
   Parts parts_;
   std::deque<Message> unsent_;

@@ -123,19 +123,26 @@ private:
     launch.configuration = flight->configuration;
     launch.deadline =
         jail::monotonic_ns() + info[3].As<Napi::Number>().Uint32Value() * std::uint64_t{1'000'000};
-    flight->on_done = Napi::Persistent(info[4].As<Napi::Function>());
     if (info[5].IsObject()) {
       flight->cgroup = CgroupObject::Unwrap(info[5].As<Napi::Object>())->take();
     }
-    Napi::Object child = Child::create(env, child_.Value(), *flight, watch_);
-    flight->child_value = Napi::Persistent(child);
     flights_.push_back(std::move(flight));
     if (flights_.size() == 1) {
       watch_->hold();
       Ref();
     }
     launcher_->submit(&launch);
-    return child;
+    // All that JavaScript has of it is made while the launcher is at work.
+    Flight& submitted = *flights_.back();
+    try {
+      submitted.on_done = Napi::Persistent(info[4].As<Napi::Function>());
+      Napi::Object child = Child::create(env, child_.Value(), submitted, watch_);
+      submitted.child_value = Napi::Persistent(child);
+      return child;
+    } catch (const Napi::Error&) {
+      launcher_->cancel(launch);
+      throw;
+    }
   }
 
   /// A file of a launch's own, or a copy of a descriptor: the caller may close his, and its
@@ -149,13 +156,13 @@ private:
     return sys::Fd(static_cast<int>(sys::call(__NR_fcntl, number, F_DUPFD_CLOEXEC, 3)));
   }
 
-  /// ready(): how many namespaces wait in each pool.
+  /// ready(): how many namespaces wait in each pool, and whether all sockets do.
   Napi::Value ready(const Napi::CallbackInfo& info) {
     auto ready = launcher_->ready();
     auto result = Napi::Object::New(info.Env());
     result.Set("network", Napi::Number::New(info.Env(), ready.network));
     result.Set("user", Napi::Number::New(info.Env(), ready.user));
-    result.Set("streams", Napi::Number::New(info.Env(), ready.streams));
+    result.Set("sockets", Napi::Boolean::New(info.Env(), ready.sockets));
     return result;
   }
 
@@ -181,6 +188,11 @@ private:
   void finish(Flight& flight) {
     Napi::HandleScope scope(Env());
     const Launch& launch = flight.launch;
+    if (flight.child == nullptr) {
+      // JavaScript has none, and so what was launched ends here.
+      const Child::Parts parts = take_parts(flight);
+      return parts.unwatch(*watch_);
+    }
     flight.child->settle(take_parts(flight), launch.cancelled);
     if (launch.failed == jail::Stage::none && launch.control_slot != CASEMATE_NO_SLOT) {
       return;

@@ -239,9 +239,11 @@ Launcher::~Launcher() {
       sys::call_retry(__NR_wait4, task->pid, nullptr, 0x40000000 /* __WALL */, nullptr);
     }
   }
-  for (std::uint32_t i = 0; i < streams_ready_; ++i) {
-    call(__NR_close, stream_pool_[i][0]);
-    call(__NR_close, stream_pool_[i][1]);
+  for (const SocketPool& pool : socket_pools_) {
+    for (std::uint32_t i = 0; i < pool.ready; ++i) {
+      call(__NR_close, pool.pairs[i][0]);
+      call(__NR_close, pool.pairs[i][1]);
+    }
   }
   for (std::uint32_t i = 0; i < user_ready_; ++i) {
     call(__NR_close, user_pool_[i].fd);
@@ -314,7 +316,7 @@ Launch* Launcher::take_done() {
 
 Launcher::Ready Launcher::ready() {
   TaskLock lock(mutex_);
-  return {network_ready_, user_ready_, streams_ready_};
+  return {network_ready_, user_ready_, std::ranges::none_of(socket_pools_, is_short)};
 }
 
 // ---- The tasks ----------------------------------------------------------------
@@ -400,7 +402,7 @@ void Launcher::fill_task(Task& task) {
     Launch* launch = nullptr;
     bool want_user = false;
     bool want_network = false;
-    bool want_stream = false;
+    SocketPool* short_of = nullptr;
     {
       TaskLock lock(mutex_);
       if (stopping_ && host_queue_.first == nullptr) {
@@ -409,14 +411,14 @@ void Launcher::fill_task(Task& task) {
       launch = host_queue_.pop();
       want_user = user_ready_ < options_.pooled;
       want_network = network_ready_ < options_.pooled;
-      want_stream = streams_ready_ < pooled_streams;
+      short_of = std::ranges::find_if(socket_pools_, is_short);
     }
     if (launch != nullptr) {
       run(*launch, task);
       finish(launch);
       continue;
     }
-    if (failed || (!want_user && !want_network && !want_stream)) {
+    if (failed || (!want_user && !want_network && short_of == socket_pools_.end())) {
       fill_.wait(seen);
       failed = false;
       continue;
@@ -440,8 +442,8 @@ void Launcher::fill_task(Task& task) {
       }
       failed = failed || !made;
     }
-    if (want_stream) {
-      failed = !make_stream() || failed;
+    if (short_of != socket_pools_.end()) {
+      failed = !make_socket_pair(*short_of) || failed;
     }
   }
 }
@@ -471,10 +473,11 @@ Result<int> Launcher::take_network_namespace(Task& task) {
 
 SysError Launcher::take_socket_pair(const casemate_socket_pair& pair, const Task& task,
                                     int (&ends)[2]) {
-  if (pair.type == SOCK_STREAM && !task.labels_sockets) {
+  if (!task.labels_sockets) {
     TaskLock lock(mutex_);
-    if (streams_ready_ > 0) {
-      std::ranges::copy(stream_pool_[--streams_ready_], ends);
+    SocketPool* pool = std::ranges::find(socket_pools_, pair.type, &SocketPool::type);
+    if (pool != socket_pools_.end() && pool->ready > 0) {
+      std::ranges::copy(pool->pairs[--pool->ready], ends);
       return {};
     }
   }
@@ -482,13 +485,13 @@ SysError Launcher::take_socket_pair(const casemate_socket_pair& pair, const Task
 }
 
 /// False where none can be made: the launch that misses it will say why.
-bool Launcher::make_stream() {
+bool Launcher::make_socket_pair(SocketPool& pool) {
   std::array<int, 2> pair;
-  if (call(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) < 0) {
+  if (call(__NR_socketpair, AF_UNIX, pool.type | SOCK_CLOEXEC, 0, pair.data()) < 0) {
     return false;
   }
   TaskLock lock(mutex_);
-  stream_pool_[streams_ready_++] = pair; // by this task alone
+  pool.pairs[pool.ready++] = pair; // by this task alone
   return true;
 }
 

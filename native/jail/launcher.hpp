@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <sys/socket.h>
 #include <thread>
 #include <vector>
 
@@ -118,13 +119,19 @@ public:
   struct Ready {
     std::uint32_t network;
     std::uint32_t user;
-    std::uint32_t streams; // socket pairs
+    bool sockets; // whether all of them wait
   };
   Ready ready();
 
 private:
-  /// Stream socket pairs that wait for launches: the consoles of two monitors.
-  static constexpr std::uint32_t pooled_streams = 4;
+  /// Socket pairs that wait for launches.
+  struct SocketPool {
+    std::uint32_t type = 0;
+    std::uint32_t capacity = 0; // at most that of `pairs`
+    std::array<std::array<int, 2>, 4> pairs;
+    std::uint32_t ready = 0;
+  };
+  static bool is_short(const SocketPool& pool) { return pool.ready < pool.capacity; }
 
   static constexpr std::size_t stack_size = 64 * 1024;
   static constexpr std::uint32_t max_pooled = 256;
@@ -172,7 +179,7 @@ private:
   bool receive_announcement(Launch& launch);
   sys::SysError take_socket_pair(const casemate_socket_pair& pair, const Task& task,
                                  int (&ends)[2]);
-  bool make_stream();
+  bool make_socket_pair(SocketPool& pool);
   void finish(Launch* launch);
   bool watch(const Launch& launch);
   void tell();
@@ -203,8 +210,8 @@ private:
   std::array<int, max_pooled> network_pool_;
   std::uint32_t user_ready_ = 0;
   std::uint32_t network_ready_ = 0;
-  std::array<std::array<int, 2>, pooled_streams> stream_pool_;
-  std::uint32_t streams_ready_ = 0;
+  // What two monitors have: consoles and control sockets.
+  std::array<SocketPool, 2> socket_pools_{{{SOCK_STREAM, 4, {}, 0}, {SOCK_SEQPACKET, 2, {}, 0}}};
 };
 
 } // namespace casemate::jail

@@ -35,8 +35,6 @@ function readCallerOnce(): Caller {
 
 /** Namespaces of each kind kept ready, and launches worked on at once. */
 const pooledNamespaces = 8;
-/** Launcher::pooled_streams of native/jail/launcher.hpp. */
-const pooledStreams = 4;
 const launchTasks = Math.min(4, Math.max(2, availableParallelism()));
 
 /** Bytes of this file are leases of user ids, one per living VM of the host (fcntl(2), F_OFD_SETLK). */
@@ -81,8 +79,8 @@ function makeLauncher(): NativeLauncher {
 export async function poolsFilled(): Promise<void> {
   const on = launcher();
   for (let tries = 0; tries < 500; tries += 1) {
-    const { network, user, streams } = on.ready();
-    if (network === pooledNamespaces && user === pooledNamespaces && streams === pooledStreams) return;
+    const { network, user, sockets } = on.ready();
+    if (network === pooledNamespaces && user === pooledNamespaces && sockets) return;
     await new Promise((resolve) => setTimeout(resolve, 2));
   }
 }

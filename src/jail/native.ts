@@ -92,7 +92,7 @@ export interface NativeLauncher {
     onDone: (outcome: NativeOutcome) => void,
     cgroup?: NativeCgroup,
   ): NativeChild;
-  ready(): { network: number; user: number; streams: number };
+  ready(): { network: number; user: number; sockets: boolean };
 }
 
 /** A plan that the addon has checked. */

@@ -228,8 +228,18 @@ export function parseOptions(options: unknown): ParsedOptions {
   if (given.hugePages === '1G' && size % 1024 !== 0) {
     throw invalid('options.memoryMib', "a multiple of 1024 with hugePages: '1G'", size);
   }
+  const guest = isLinux ? parseLinux(given) : parseBareMetal(given);
+  // One by one: this is on the way of a launch, and to spread another object takes longer than to check all of it.
   return {
-    ...(isLinux ? parseLinux(given) : parseBareMetal(given)),
+    guest: guest.guest,
+    format: guest.format,
+    args: guest.args,
+    inputs: guest.inputs,
+    agent: guest.agent,
+    devices: guest.devices,
+    hugePages: guest.hugePages,
+    vcpus: guest.vcpus,
+    cpl: guest.cpl,
     memoryMib: size,
     console:
       oneOf('options.console', console, isLinux ? ['pipe', 'virtio', 'ignore'] : ['pipe', 'ignore']) !== 'ignore',

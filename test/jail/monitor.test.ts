@@ -228,8 +228,8 @@ testWithPrograms('a given network namespace is the one that it is in', async (t)
 });
 
 /**
- * A Node with a VM. When told, it closes its control socket, the one of type SOCK_SEQPACKET, or lends it to a program
- * that outlives it.
+ * A Node with a VM. When told, it closes its control socket, or lends it to a program that outlives it: with those that
+ * wait for other launches, as all of them are of type SOCK_SEQPACKET.
  */
 const holding = (guest: Uint8Array) => `
   import { spawn } from 'node:child_process';
@@ -244,8 +244,8 @@ const holding = (guest: Uint8Array) => `
   }).map(Number);
   tell({ pid: vm.pid, control });
   createInterface({ input: process.stdin }).on('line', (wish) => {
-    if (wish === 'close it') closeSync(control[0]);
-    else tell(spawn('sleep', ['60'], { stdio: ['ignore', 'ignore', 'ignore', control[0]], detached: true }).pid);
+    if (wish === 'close it') control.forEach((fd) => closeSync(fd));
+    else tell(spawn('sleep', ['60'], { stdio: ['ignore', 'ignore', 'ignore', ...control], detached: true }).pid);
   });
   setInterval(() => {}, 1000);
 `;
@@ -260,7 +260,7 @@ for (const [name, guest] of Object.entries({ waiting, spinning })) {
     const node = new OtherNode(holding(guest));
     t.teardown(() => node.kill());
     const { pid, control } = await node.told<Holding>();
-    t.is(control.length, 1);
+    t.not(control.length, 0);
     // While somebody else has its control socket open, nothing but PDEATHSIG tells the monitor.
     node.process.stdin?.write('lend it\n');
     const keeper = await node.told<number>();
@@ -276,7 +276,7 @@ for (const [name, guest] of Object.entries({ waiting, spinning })) {
     const node = new OtherNode(holding(guest));
     t.teardown(() => node.kill());
     const { pid, control } = await node.told<Holding>();
-    t.is(control.length, 1);
+    t.not(control.length, 0);
     t.true(isAlive(pid));
     node.process.stdin?.write('close it\n');
     t.true(await within(10_000, () => !isAlive(pid)));
