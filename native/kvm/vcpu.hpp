@@ -37,7 +37,8 @@ public:
 
   /// KVM_RUN: enters the guest until it needs something, which is then in state().
   /// EINTR: interrupted by a signal or by immediate_exit; the guest is where it was.
-  /// EAGAIN: an application processor that was not started yet.
+  /// EAGAIN: an application processor that was not started yet; of any other vCPU, that the
+  /// kernel could not make a task that KVM needs for the VM (a limit of processes).
   sys::SysError run() const { return ioctl_check("ioctl(KVM_RUN)", fd(), KVM_RUN); }
 
   /// The shared kvm_run structure. What the kernel writes into it depends on the guest;

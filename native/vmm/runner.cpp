@@ -22,7 +22,7 @@ void Runner::run() {
     const sys::SysError error = vcpu_.run();
     if (!error) {
       handle_exit();
-    } else if (error.number != EINTR && error.number != EAGAIN) {
+    } else if (error.number != EINTR) {
       report_crash(vcpu_, CASEMATE_EXIT_HOST, static_cast<std::uint32_t>(error.number));
     }
   }

@@ -142,7 +142,7 @@ void VcpuThreads::run(Thread& thread) {
     lock_.lock();
     if (!error) {
       handlers_.exited(handlers_.context, thread.vcpu);
-    } else if (error.number != EINTR && error.number != EAGAIN) {
+    } else if (error.number != EINTR && (error.number != EAGAIN || &thread == &threads_[0])) {
       handlers_.failed(handlers_.context, thread.vcpu, error.number);
     }
   }

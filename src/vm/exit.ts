@@ -111,6 +111,10 @@ export function crashOf({ code, signal, memoryEvents }: ChildEnd, blockedSyscall
   };
 }
 
+/** `'EAGAIN'`; what a monitor says may be no error that there is. */
+const errnoName = (errno: number): string =>
+  Object.entries(constants.errno).find(([, value]) => value === errno)?.[0] ?? `errno ${errno}`;
+
 /** An end in words, for people. */
 export function describeExit(exit: VmExit): string {
   switch (exit.reason) {
@@ -134,7 +138,7 @@ export function describeExit(exit: VmExit): string {
     case 'internal-error':
       return `KVM could not go on with the guest (suberror ${exit.suberror})`;
     case 'host-error':
-      return `a system call of the monitor failed (errno ${-exit.errno})`;
+      return `a system call of the monitor failed (${errnoName(-exit.errno)})`;
     case 'killed':
       return 'the VM was killed';
     case 'out-of-memory':
