@@ -4,7 +4,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { warmUp } from 'casemate';
 import { devNull, poolsFilled } from '#lib/jail/launcher.js';
-import { has } from './index.js';
+import { has } from './capabilities.js';
 import { childrenOf, descriptorsOf, ifThere, namespaceKinds, patience, readProc, within } from './proc.js';
 
 setFlagsFromString('--expose-gc');

@@ -13,7 +13,7 @@ import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } fro
 import { join } from 'node:path';
 import type { LaunchOptions, Vm } from 'casemate';
 import { cpio, type Entry } from 'casemate/image';
-import { has } from './index.js';
+import { has } from './capabilities.js';
 import { patience } from './proc.js';
 
 /** One kernel: the paths of its forms, and what it takes to load each of its modules. */

@@ -4,8 +4,8 @@ import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { basename } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { wire } from '#lib/vm/wire.js';
-import { root } from './index.js';
 import { ifThere, isAlive, within } from './proc.js';
+import { root } from './root.js';
 
 /** What each script finds. */
 const prelude = `
