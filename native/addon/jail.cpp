@@ -147,7 +147,8 @@ private:
 
   /// A file of a launch's own, or a copy of a descriptor: the caller may close his, and its
   /// number be given to another file, before the child has taken it over. One that cannot
-  /// be copied fails in the step that needs it, which can say what it was for.
+  /// be copied, whose number is then the negative errno, fails in the step that needs it,
+  /// which can say what it was for.
   static sys::Fd given(const Napi::Value& value) {
     if (value.IsObject()) {
       return File::Unwrap(value.As<Napi::Object>())->take();

@@ -108,6 +108,9 @@ SysError descriptors(const casemate_step* step, const int* slots) {
   int above = list.count == 0 ? 0 : static_cast<int>(pair[list.count - 1].number) + 1;
   for (std::uint32_t i = 0; i < list.count; ++i) {
     source[i] = slots[pair[i].slot];
+    if (source[i] < 0) { // there is none: it could not be copied for this launch, and why
+      return {"fcntl(F_DUPFD_CLOEXEC)", -source[i]};
+    }
     if (source[i] < above) {
       long moved = call(__NR_fcntl, source[i], F_DUPFD_CLOEXEC, above);
       CASEMATE_TRY("fcntl(F_DUPFD_CLOEXEC)", moved);
