@@ -26,6 +26,7 @@ import {
   keyringPackage,
   mirror,
   modules,
+  policyTools,
   release,
   tools,
   toolsRelease,
@@ -151,6 +152,56 @@ export function tool(path) {
   return { folder, command };
 }
 
+/** Whoever makes a tree, the files in it are root's: an ordinary user is root in a user namespace. */
+const isRoot = process.geteuid() === 0;
+const asRoot = isRoot ? [] : ['unshare', '--user', '--map-root-user'];
+
+/** The command that runs a program in a tree of packages as its root. */
+export const within = (tree) => (isRoot ? ['chroot', tree] : [...asRoot, '--root', tree]);
+
+/** What the script of the policy's package does: its modules become a store, by the tools that came with it. */
+function makePolicyStore(tree) {
+  writeFileSync(join(tree, 'etc/selinux/config'), 'SELINUX=enforcing\nSELINUXTYPE=default\n');
+  const folder = '/usr/share/selinux/default';
+  const names = readFileSync(join(tree, folder, '.modules'), 'utf8')
+    .trim()
+    .split(/\s+/);
+  const modules = names.map((name) => `${folder}/${name}.pp.bz2`);
+  const [command, ...args] = [...within(tree), '/usr/sbin/semodule', '--noreload', '--store', 'default'];
+  run(command, [...args, '--priority', '100', '--install', ...modules]);
+}
+
+/** A tree with Debian's policy in its store, and what builds and analyses modules upon it. */
+const policyTree = () =>
+  join(
+    cached('rig-policy', recipe, (folder) => {
+      const tree = join(folder, 'tree');
+      unpack(policyTools, release, tree);
+      makePolicyStore(tree);
+    }),
+    'tree',
+  );
+
+const policyFolder = '/etc/selinux/default';
+
+/**
+ * Our module, built upon Debian's policy: `tree` has it in its store, `policy` is the path of the binary policy in there,
+ * and `archive` is a tar of what a machine loads and labels its files by.
+ */
+export function policyWithModule() {
+  const tree = policyTree();
+  const module = readFileSync('policy/casemate.cil');
+  const folder = cached('rig-module', [...recipe, module], (unfinished) => {
+    writeFileSync(join(tree, 'tmp/casemate.cil'), module);
+    const [command, ...args] = [...within(tree), '/usr/sbin/semodule', '--noreload', '--store', 'default'];
+    run(command, [...args, '--install', '/tmp/casemate.cil']);
+    const archive = join(unfinished, 'policy.tar');
+    run('tar', ['-cf', archive, '-C', join(tree, policyFolder), 'policy', 'contexts/files']);
+  });
+  const [policy] = readdirSync(join(tree, policyFolder, 'policy'));
+  return { tree, policy: `${policyFolder}/policy/${policy}`, archive: join(folder, 'policy.tar') };
+}
+
 const runTool = (path, args, through = []) => {
   const { folder, command } = tool(path);
   const [first, ...rest] = [...through, ...command, ...args];
@@ -159,12 +210,10 @@ const runTool = (path, args, through = []) => {
 
 /** An ext4 of a folder, which goes. It has no journal: what a rig writes to its disks is thrown away. */
 function filesystem(folder, image, mib) {
-  // Whoever makes an image, the files in it are root's: an ordinary user is root in a user namespace.
-  const through = process.geteuid() === 0 ? [] : ['unshare', '--user', '--map-root-user'];
   runTool(
     'usr/sbin/mke2fs',
     ['-q', '-t', 'ext4', '-O', '^has_journal', '-m', '0', '-d', folder, image, `${mib}M`],
-    through,
+    asRoot,
   );
   rmSync(folder, { recursive: true });
 }
@@ -185,6 +234,7 @@ export function rootImage() {
     writeFileSync(join(tree, 'etc/group'), 'root:x:0:\nkvm:x:104:user\nuser:x:1000:\nnogroup:x:65534:\n');
     mkdirSync(join(tree, 'casemate'));
     mkdirSync(join(tree, 'kernels'));
+    makePolicyStore(tree);
     copyFileSync(new URL('start', import.meta.url), join(tree, 'start'));
     filesystem(tree, join(folder, 'disk'), 512);
     writeFileSync(join(folder, 'packages.txt'), `${packages.sort().join('\n')}\n`);
@@ -280,7 +330,7 @@ export function projectImage() {
   const guests = readdirSync('build/Release').filter((name) => /^casemate-guest-.*\.(elf|bin)$/.test(name));
   const binaries = ['casemate-unit', ...guests].map((name) => `build/Release/${name}`);
   const around = ['ava.config.js', 'build/test', 'build/bench', 'native/test/corpus/unpack', ...binaries];
-  const packed = ['package.json', 'package-lock.json', 'README.md', 'lib', 'src', 'native/guest'];
+  const packed = ['package.json', 'package-lock.json', 'README.md', 'lib', 'src', 'policy', 'native/guest'];
   const built = ['casemate.node', 'casemate-vmm', 'unpack/casemate-unpack'].map((name) => `build/Release/${name}`);
   const inputs = [...packed, ...built, ...around, programs, 'examples', 'test/rig'];
   const contents = filesOf(inputs)

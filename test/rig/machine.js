@@ -14,7 +14,7 @@ import {
 } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
-import { kernelImage, projectImage, rootImage, tool } from './image.js';
+import { kernelImage, policyWithModule, projectImage, rootImage, tool } from './image.js';
 
 /** Where the logs of the last run are, and what it left behind. */
 export const results = resolve('build/rig');
@@ -26,12 +26,19 @@ const stallSilence = 60;
 const stallWords = /rcu: INFO: .*stall.*|(?:soft lockup|hard LOCKUP) .*|INFO: task .* blocked for more than.*/;
 const patience = Number(process.env.CASEMATE_PATIENCE ?? 1);
 
+/**
+ * The machine's SELinux: undefined for none; `debian` for Debian's policy, enforced; `module` for the same with our module
+ * in it, built on the host: in the machine that takes minutes.
+ */
+const selinux = process.env.CASEMATE_RIG_SELINUX;
+
 function commandLine(environment, more) {
   const [root, project, kernels] = [rootImage(), projectImage(), kernelImage()];
   const append = [
     ...['console=ttyS0', 'root=/dev/nvme0n1', 'rootwait', 'rw', 'init=/start', 'panic=-1'],
     // An emulated CPU has nothing to be mitigated, and is slow enough.
     'mitigations=off',
+    ...(selinux ? ['security=selinux', `RIG_SELINUX=${selinux}`] : []),
     // What the kernel does not know it hands to its init as environment.
     ...environment,
   ].join(' ');
@@ -47,6 +54,16 @@ function commandLine(environment, more) {
     ['-drive', `${drive(project)},id=project`, '-device', 'virtio-blk,drive=project'],
     ['-drive', `${drive(kernels)},id=kernels`, '-device', 'virtio-blk,drive=kernels'],
     ...more,
+    ...(selinux === 'module'
+      ? [
+          [
+            '-drive',
+            `file=${policyWithModule().archive},format=raw,if=none,id=policy,readonly=on`,
+            '-device',
+            'virtio-blk,drive=policy',
+          ],
+        ]
+      : []),
   ].flat();
 }
 

@@ -3,6 +3,7 @@
 //   node test/rig/main.js shell
 //   node test/rig/main.js test [test/rig/foo.test.ts...]     default: what `suites` below has
 //
+// CASEMATE_RIG_SELINUX: "module" for a machine that enforces Debian's policy with our module, "debian" without it.
 // CASEMATE_RIG_CALLERS: as whom the tests run there, by default "root,user".
 // CASEMATE_PATIENCE: how many times longer than usual a busy machine is waited for.
 import { existsSync } from 'node:fs';

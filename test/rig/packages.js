@@ -43,6 +43,21 @@ export const inside = [
   // What tests look at processes with.
   'procps',
   'strace',
+  // A policy that is ready, and what loads, labels and changes one. It has no part in a boot without `security=selinux`.
+  'policycoreutils',
+  'selinux-policy-default',
+  'selinux-utils',
+];
+
+/** What the policy module is built and analysed with, on the host: the same base policy, with setools. */
+export const policyTools = [
+  'base-files',
+  'bash',
+  'coreutils',
+  'policycoreutils',
+  'secilc',
+  'selinux-policy-default',
+  'setools',
 ];
 
 /**
