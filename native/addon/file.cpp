@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <string>
+#include <string_view>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -38,6 +39,8 @@ sys::SysError lock(int fd, bool is_writable) {
   return sys::check("fcntl(F_OFD_SETLK)", result);
 }
 
+constexpr const char* label_attribute = "security.selinux";
+
 /// Whether it is open for what the guest may do.
 sys::SysError check_access(int fd, bool is_writable) {
   const long flags = sys::call(__NR_fcntl, fd, F_GETFL);
@@ -49,13 +52,17 @@ sys::SysError check_access(int fd, bool is_writable) {
 } // namespace
 
 Napi::Function File::define(Napi::Env env) {
-  return DefineClass(env, "File",
-                     {InstanceAccessor<&File::size>("size"), InstanceMethod<&File::seal>("seal"),
-                      InstanceMethod<&File::close>("close")});
+  return DefineClass(
+      env, "File",
+      {InstanceAccessor<&File::size>("size"), InstanceMethod<&File::seal>("seal"),
+       InstanceMethod<&File::lease>("lease"), InstanceMethod<&File::identity>("identity"),
+       InstanceMethod<&File::context>("context"), InstanceMethod<&File::set_context>("setContext"),
+       InstanceMethod<&File::close>("close")});
 }
 
 /// new File(path | bytes), new File(bytes, 'kept'), new File(path | fd, 'disk' |
-/// 'writable-disk'), new File(path, 'stream'); new File(0) is empty, and not sealed yet
+/// 'writable-disk'), new File(path, 'stream'), new File(path, 'leases'), new File(file | fd,
+/// 'copy'); new File(0) is empty, and not sealed yet
 File::File(const Napi::CallbackInfo& info) : Napi::ObjectWrap<File>(info) {
   Napi::Env env = info.Env();
   const std::string kind = info[1].IsString() ? info[1].As<Napi::String>().Utf8Value() : "";
@@ -63,6 +70,10 @@ File::File(const Napi::CallbackInfo& info) : Napi::ObjectWrap<File>(info) {
     fd_ = make_memfd(env, "casemate", info[0], all_seals);
     size_ = static_cast<double>(info[0].As<Napi::Uint8Array>().ByteLength());
     is_kept_ = !kind.empty();
+  } else if (kind == "copy") {
+    copy(env, info[0]);
+  } else if (kind == "leases") {
+    open(env, info[0].As<Napi::String>(), O_RDWR | O_NOFOLLOW);
   } else if (kind == "stream") {
     connect(env, info[0].As<Napi::String>());
   } else if (!kind.empty()) {
@@ -73,6 +84,15 @@ File::File(const Napi::CallbackInfo& info) : Napi::ObjectWrap<File>(info) {
     fd_ = make_memfd(env, "casemate", info[0], 0);
     is_kept_ = true;
   }
+}
+
+/// Of another one, or of a descriptor: the same open file, and its locks.
+void File::copy(Napi::Env env, const Napi::Value& source) {
+  const int fd = source.IsObject() ? File::Unwrap(source.As<Napi::Object>())->fd_.get()
+                                   : source.As<Napi::Number>().Int32Value();
+  const long copied = sys::call(__NR_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+  check(env, sys::check("fcntl(F_DUPFD_CLOEXEC)", copied));
+  fd_.reset(static_cast<int>(copied));
 }
 
 /// open(2)
@@ -138,6 +158,47 @@ void File::seal(const Napi::CallbackInfo& info) {
   check(env,
         sys::check("fcntl(F_ADD_SEALS)", sys::call(__NR_fcntl, fd_.get(), F_ADD_SEALS, all_seals)));
   note_size(env, nullptr);
+}
+
+/// lease(byte, shared): whether this open file has a lock on that byte now, until it ends
+/// wherever it was taken to. fcntl(2), F_OFD_SETLK
+Napi::Value File::lease(const Napi::CallbackInfo& info) {
+  struct flock byte {};
+  byte.l_type = info[1].As<Napi::Boolean>() ? F_RDLCK : F_WRLCK;
+  byte.l_start = info[0].As<Napi::Number>().Int64Value();
+  byte.l_len = 1;
+  const long result = sys::call(__NR_fcntl, fd_.get(), F_OFD_SETLK, &byte);
+  if (result != -EAGAIN && result != -EACCES) {
+    check(info.Env(), sys::check("fcntl(F_OFD_SETLK)", result));
+  }
+  return Napi::Boolean::New(info.Env(), result == 0);
+}
+
+/// identity(): numbers of its device and inode, as text; fstat(2)
+Napi::Value File::identity(const Napi::CallbackInfo& info) {
+  struct stat status {};
+  check(info.Env(), sys::check("fstat", sys::call(__NR_fstat, fd_.get(), &status)));
+  auto numbers = Napi::Array::New(info.Env(), 2);
+  numbers.Set(0U, Napi::String::New(info.Env(), std::to_string(status.st_dev)));
+  numbers.Set(1U, Napi::String::New(info.Env(), std::to_string(status.st_ino)));
+  return numbers;
+}
+
+/// context(): its SELinux label; fgetxattr(2)
+Napi::Value File::context(const Napi::CallbackInfo& info) {
+  char text[4096]; // the kernel has none longer than a page
+  const long size = sys::call(__NR_fgetxattr, fd_.get(), label_attribute, text, sizeof text);
+  check(info.Env(), sys::check("fgetxattr(security.selinux)", size));
+  const std::string_view label(text, static_cast<std::size_t>(size));
+  return Napi::String::New(info.Env(), std::string(label.substr(0, label.find('\0'))));
+}
+
+/// setContext(context): fsetxattr(2)
+void File::set_context(const Napi::CallbackInfo& info) {
+  const std::string label = info[0].As<Napi::String>();
+  check(info.Env(), sys::check("fsetxattr(security.selinux)",
+                               sys::call(__NR_fsetxattr, fd_.get(), label_attribute, label.c_str(),
+                                         label.size() + 1, 0)));
 }
 
 sys::Fd File::take() {

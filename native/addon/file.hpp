@@ -21,9 +21,14 @@ public:
 private:
   void open(Napi::Env env, const std::string& path, int flags);
   void open_disk(Napi::Env env, const Napi::Value& source, bool is_writable);
+  void copy(Napi::Env env, const Napi::Value& source);
   void connect(Napi::Env env, const std::string& path);
   void note_size(Napi::Env env, const char* path);
   void seal(const Napi::CallbackInfo& info);
+  Napi::Value lease(const Napi::CallbackInfo& info);
+  Napi::Value identity(const Napi::CallbackInfo& info);
+  Napi::Value context(const Napi::CallbackInfo& info);
+  void set_context(const Napi::CallbackInfo& info);
   Napi::Value size(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
 

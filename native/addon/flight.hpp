@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <napi.h>
+#include <string>
 #include <vector>
 
 namespace casemate::addon {
@@ -34,6 +35,7 @@ struct Flight {
   std::vector<sys::Fd> given;
   std::shared_ptr<const Plan::Contents> plan;
   std::vector<std::byte> configuration;
+  std::string label;
   Cgroup cgroup; // goes with the process, or, where there was none, with this
   std::unique_ptr<Ears> ears = std::make_unique<Ears>(); // until the child has them
   Napi::FunctionReference on_done;

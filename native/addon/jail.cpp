@@ -96,7 +96,8 @@ private:
     }
   }
 
-  /// launch(plan, descriptors, configuration, timeout, onDone(outcome), cgroup?): its Child.
+  /// launch(plan, descriptors, configuration, timeout, onDone(outcome), cgroup?, label?): its
+  /// Child.
   /// The configuration is what a program with a control socket finds there; the timeout, in
   /// milliseconds, is for its announcement; a cgroup made for it is taken. Such a program's
   /// success is not told, but its messages are from then on: what Node would do when it heard
@@ -123,6 +124,10 @@ private:
     launch.configuration = flight->configuration;
     launch.deadline =
         jail::monotonic_ns() + info[3].As<Napi::Number>().Uint32Value() * std::uint64_t{1'000'000};
+    if (info[6].IsString()) {
+      flight->label = info[6].As<Napi::String>();
+      launch.label = flight->label;
+    }
     if (info[5].IsObject()) {
       flight->cgroup = CgroupObject::Unwrap(info[5].As<Napi::Object>())->take();
     }

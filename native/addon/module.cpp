@@ -7,6 +7,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   init_jail(env, exports);
   init_step_thread(env, exports);
   init_kvm(env, exports);
+  init_kernel_messages(env, exports);
   init_selinux(env, exports);
   return exports;
 }

@@ -11,6 +11,7 @@ void init_jail(Napi::Env env, Napi::Object exports);
 void init_kvm(Napi::Env env, Napi::Object exports);
 void init_step_thread(Napi::Env env, Napi::Object exports);
 void init_system(Napi::Env env, Napi::Object exports);
+void init_kernel_messages(Napi::Env env, Napi::Object exports);
 void init_selinux(Napi::Env env, Napi::Object exports);
 
 } // namespace casemate::addon

@@ -8,14 +8,19 @@
 // the kernel itself.
 #include "addon/errors.hpp"
 #include "addon/module.hpp"
+#include "sys/fd.hpp"
+#include "sys/syscall.hpp"
 
 #include <cerrno>
 #include <string>
+#include <sys/mman.h>
 #include <sys/types.h>
 #include <uv.h>
 
 namespace casemate::addon {
 namespace {
+
+constexpr const char* label_attribute = "security.selinux";
 
 /// The functions used of libselinux.so.1 (man pages: is_selinux_enabled(3),
 /// security_getenforce(3), getcon(3), getfilecon(3), security_check_context(3)).
@@ -132,6 +137,48 @@ Napi::Value file_context(const Napi::CallbackInfo& info) {
   return take_context(info.Env(), "getfilecon", result, context, path.c_str());
 }
 
+/// selinuxSetFileContext(fd, context): fsetxattr(2), as fsetfilecon(3) does, without libselinux:
+/// labels are written on the way of launches. A number, not a path, which could be exchanged.
+void set_file_context(const Napi::CallbackInfo& info) {
+  const std::string context = info[1].As<Napi::String>();
+  check(info.Env(), sys::check("fsetxattr(security.selinux)",
+                               sys::call(__NR_fsetxattr, info[0].As<Napi::Number>().Int32Value(),
+                                         label_attribute, context.c_str(), context.size() + 1, 0)));
+}
+
+/// The head of struct selinux_kernel_status (security/selinux/include/security.h of the kernel).
+struct KernelStatus {
+  std::uint32_t version;
+  std::uint32_t sequence;
+  std::uint32_t enforcing;
+};
+
+/// /sys/fs/selinux/status, mapped by the first question and for good: from then on the mode is
+/// a load from memory.
+const volatile KernelStatus* kernel_status() {
+  static const volatile KernelStatus* const status = []() -> const volatile KernelStatus* {
+    const long opened = sys::call(__NR_open, "/sys/fs/selinux/status", O_RDONLY | O_CLOEXEC);
+    const sys::Fd fd(opened < 0 ? -1 : static_cast<int>(opened));
+    if (!fd) {
+      return nullptr;
+    }
+    void* mapped = mmap(nullptr, sizeof(KernelStatus), PROT_READ, MAP_SHARED, fd.get(), 0);
+    return mapped == MAP_FAILED ? nullptr : static_cast<const volatile KernelStatus*>(mapped);
+  }
+  ();
+  return status;
+}
+
+/// selinuxStatus(): 1 where it enforces, 0 where it is permissive, -1 where it is off.
+Napi::Value status(const Napi::CallbackInfo& info) {
+  const volatile KernelStatus* status = kernel_status();
+  if (status == nullptr) {
+    return Napi::Number::New(info.Env(), -1);
+  }
+  // A single word, which needs no sequence number to be read whole.
+  return Napi::Number::New(info.Env(), status->enforcing != 0 ? 1 : 0);
+}
+
 } // namespace
 
 void init_selinux(Napi::Env env, Napi::Object exports) {
@@ -141,6 +188,9 @@ void init_selinux(Napi::Env env, Napi::Object exports) {
   exports.Set("selinuxContext", Napi::Function::New(env, context, "selinuxContext"));
   exports.Set("selinuxCheckContext",
               Napi::Function::New(env, check_context, "selinuxCheckContext"));
+  exports.Set("selinuxStatus", Napi::Function::New(env, status, "selinuxStatus"));
+  exports.Set("selinuxSetFileContext",
+              Napi::Function::New(env, set_file_context, "selinuxSetFileContext"));
   exports.Set("selinuxFileContext", Napi::Function::New(env, file_context, "selinuxFileContext"));
 }
 

@@ -29,18 +29,24 @@ namespace {
 constexpr std::uint64_t clone_clear_sighand = 0x1'0000'0000;
 constexpr std::uint64_t clone_into_cgroup = 0x2'0000'0000;
 
-/// Writes an SELinux label attribute of the calling task; an empty label clears it.
+/// Writes an SELinux label attribute of the calling task; one of NUL alone clears it.
 /// By the host's procfs and not through libselinux, which caches the last label in
 /// a thread-local and then skips the write: the next process would start unlabelled.
-SysError write_label(const Host& host, const char* path, const char* label, std::size_t length) {
+SysError write_label(const Host& host, const char* path, std::string_view label) {
+  if (label.empty()) {
+    return {"label", EINVAL}; // of a plan that leaves it to launches, and a launch that has none
+  }
   long fd = call(__NR_openat, host.proc.get(), path, O_WRONLY | O_CLOEXEC);
   if (fd < 0) {
     return check("open(/proc/thread-self/attr)", fd);
   }
   Fd owned(static_cast<int>(fd));
-  // With its NUL: a lone NUL is what clears.
-  return check("write(/proc/thread-self/attr)", call(__NR_write, owned.get(), label, length + 1));
+  return check("write(/proc/thread-self/attr)",
+               call(__NR_write, owned.get(), label.data(), label.size()));
 }
+
+/// A label that clears is written as its NUL, without which nothing would be.
+constexpr std::string_view no_label("", 1);
 
 /// What a monitor that has been let go still takes until its guest runs, and more. The
 /// pools are filled again after that long without a launch, or when they are half
@@ -77,17 +83,10 @@ Expected expectation(const Launch& launch) {
   return expected;
 }
 
-/// The labels are the task's and would stay for its next launch.
-SysError clear_labels(const Host& host, const Launch& launch) {
-  SysError error{};
-  each_launcher_step(launch, [&](const casemate_step* step) {
-    if (!error && step->op == CASEMATE_OP_EXEC_LABEL) {
-      error = write_label(host, exec_label, "", 0);
-    } else if (!error && step->op == CASEMATE_OP_SOCKET_LABEL) {
-      error = write_label(host, socket_label, "", 0);
-    }
-  });
-  return error;
+/// The step's own, or the launch's.
+std::string_view label_of(const casemate_step* step, const Launch& launch) {
+  const std::size_t length = payload<casemate_text>(step).length;
+  return length == 0 ? launch.label : std::string_view(tail<casemate_text>(step), length);
 }
 
 SysError add_to(int epoll, int fd, std::uint64_t tag) {
@@ -541,8 +540,13 @@ void Launcher::run(Launch& launch, Task& task) {
     launch.error = {"launch", ECANCELED};
     return;
   }
+  if (SysError error = clear_labels(task)) {
+    // Those of another launch, which could not be cleared: this one would start under them.
+    launch.failed = Stage::prepare;
+    launch.error = error;
+    return;
+  }
   Expected expected = expectation(launch);
-  task.labels_sockets = false;
   bool launched = run_launcher_steps(launch, task, expected) && send_configuration(launch);
   launched = launched && launch_process(launch, task, expected);
   close_made(launch, launched);
@@ -558,8 +562,8 @@ bool Launcher::launch_process(Launch& launch, Task& task, Expected& expected) {
   if (host_->rootless) {
     not_dumpable.reset();
   }
-  if (SysError error = clear_labels(*host_, launch); error && launched) {
-    // The next launch of this task would start under this one's label.
+  if (SysError error = clear_labels(task); error && launched) {
+    // Whatever else this task started would have them.
     launched = false;
     launch.failed = Stage::launcher;
     launch.error = error;
@@ -598,13 +602,18 @@ bool Launcher::run_launcher_steps(Launch& launch, Task& task, Expected& expected
 SysError Launcher::run_launcher_step(const casemate_step* step, Launch& launch, Task& task,
                                      Expected& expected) {
   switch (step->op) {
-  case CASEMATE_OP_EXEC_LABEL:
-    expected.label = tail<casemate_text>(step);
-    return write_label(*host_, exec_label, expected.label, payload<casemate_text>(step).length);
-  case CASEMATE_OP_SOCKET_LABEL:
-    task.labels_sockets = true;
-    return write_label(*host_, socket_label, tail<casemate_text>(step),
-                       payload<casemate_text>(step).length);
+  case CASEMATE_OP_EXEC_LABEL: {
+    std::string_view label = label_of(step, launch);
+    expected.label = label.data();
+    SysError error = write_label(*host_, exec_label, label);
+    task.labels_exec = !error;
+    return error;
+  }
+  case CASEMATE_OP_SOCKET_LABEL: {
+    SysError error = write_label(*host_, socket_label, label_of(step, launch));
+    task.labels_sockets = !error;
+    return error;
+  }
   case CASEMATE_OP_SOCKET_PAIR: {
     const auto& pair = payload<casemate_socket_pair>(step);
     int ends[2];
@@ -650,6 +659,20 @@ SysError Launcher::run_launcher_step(const casemate_step* step, Launch& launch, 
   default:
     return {"plan", EINVAL};
   }
+}
+
+/// The labels of a launch are its task's, and would stay for the task's next one.
+SysError Launcher::clear_labels(Task& task) {
+  SysError error{};
+  if (task.labels_exec) {
+    error = write_label(*host_, exec_label, no_label);
+    task.labels_exec = static_cast<bool>(error);
+  }
+  if (task.labels_sockets && !error) {
+    error = write_label(*host_, socket_label, no_label);
+    task.labels_sockets = static_cast<bool>(error);
+  }
+  return error;
 }
 
 bool Launcher::send_configuration(Launch& launch) {

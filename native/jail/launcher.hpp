@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <sys/socket.h>
 #include <thread>
 #include <vector>
@@ -66,6 +67,8 @@ struct Launch {
   std::span<const std::byte> release;
   bool in_host_mounts = false;        // sees the host's mounts instead of the prepared two
   std::uint64_t deadline = 0;         // CLOCK_MONOTONIC ns, for the monitor to be jailed
+  /// SELinux label for the steps of the plan that have none; NUL-terminated.
+  std::string_view label;
   std::atomic<bool> cancelled{false}; // by cancel()
   // What the epoll instance is to say of a monitor's messages, and of its end.
   std::uint64_t message_tag = 0;
@@ -145,7 +148,8 @@ private:
     sys::Mapping child_stack; // of what it clones
     std::atomic<std::uint32_t> entered{0};
     sys::SysError error{};       // why it could not enter the launchers' user namespace
-    bool labels_sockets = false; // this launch's are to carry a label, and so are made for it
+    bool labels_exec = false;    // what it starts gets the label of its launch
+    bool labels_sockets = false; // and so do sockets, which are then made for that launch
     // Of the child that it makes, for as long as that shares our memory.
     Launch* launch = nullptr;
     int slots[CASEMATE_SLOTS]; // ours change when we close what it has its own copies of
@@ -171,6 +175,7 @@ private:
   bool run_launcher_steps(Launch& launch, Task& task, Expected& expected);
   sys::SysError run_launcher_step(const casemate_step* step, Launch& launch, Task& task,
                                   Expected& expected);
+  sys::SysError clear_labels(Task& task);
   bool send_configuration(Launch& launch);
   static void run_child(void* task);
   bool sleeps_until_exec(const Launch& launch) const;

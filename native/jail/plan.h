@@ -50,11 +50,13 @@ enum casemate_check {
 
 enum casemate_op {
   /* By the launcher, before clone3. */
-  CASEMATE_OP_EXEC_LABEL = 1,   /* casemate_text: SELinux label of the next execve */
-  CASEMATE_OP_SOCKET_LABEL = 2, /* casemate_text: SELinux label of sockets made from here on */
-  CASEMATE_OP_SOCKET_PAIR = 3,  /* casemate_socket_pair */
-  CASEMATE_OP_POOLED = 4,       /* casemate_pooled */
-  CASEMATE_OP_TAP = 5,          /* casemate_tap + addresses, routes */
+  /* casemate_text, the SELinux label of the next execve and of sockets made from here on; an
+   * empty one is that of the launch, so that VMs with categories of their own share a plan. */
+  CASEMATE_OP_EXEC_LABEL = 1,
+  CASEMATE_OP_SOCKET_LABEL = 2,
+  CASEMATE_OP_SOCKET_PAIR = 3, /* casemate_socket_pair */
+  CASEMATE_OP_POOLED = 4,      /* casemate_pooled */
+  CASEMATE_OP_TAP = 5,         /* casemate_tap + addresses, routes */
 
   /* By the child. */
   CASEMATE_OP_SETNS = 16,      /* casemate_setns; setns(2) */

@@ -46,7 +46,7 @@ std::size_t receive(ConfigurationMessage& message) {
 }
 
 bool is_valid(const casemate_configure& head) {
-  constexpr std::uint32_t known_flags = (CASEMATE_CONFIGURE_PAUSED << 1) - 1;
+  constexpr std::uint32_t known_flags = (CASEMATE_CONFIGURE_CATEGORIES << 1) - 1;
   return head.memory_size >= machine::min_memory_size &&
          head.memory_size <= machine::max_memory_size &&
          head.memory_size % machine::large_page_size == 0 && (head.flags & ~known_flags) == 0 &&
@@ -180,6 +180,9 @@ void check_descriptors(Configuration& configuration) {
   }
   if (configuration.has(CASEMATE_CONFIGURE_LEASE)) {
     expect(CASEMATE_FD_LEASE, regular_file);
+  }
+  if (configuration.has(CASEMATE_CONFIGURE_CATEGORIES)) {
+    expect(CASEMATE_FD_CATEGORIES, regular_file);
   }
   int descriptor = CASEMATE_FD_DEVICES;
   for (const casemate_device& device : configuration.devices) {

@@ -31,7 +31,8 @@ enum casemate_fd {
   CASEMATE_FD_LEASE = 9,    /* optional; never used, held open until the monitor is gone */
   CASEMATE_FD_INITRDS = 10, /* the second initrd, and up from here the others */
   CASEMATE_FD_INITRDS_LAST = 15,
-  CASEMATE_FD_DEVICES = 16 /* from here on: those of the devices, in the order of their table */
+  CASEMATE_FD_CATEGORIES = 16, /* optional; as LEASE, of SELinux categories */
+  CASEMATE_FD_DEVICES = 17     /* from here on: those of the devices, in the order of their table */
 };
 
 /* ---- Node to monitor ---------------------------------------------------- */
@@ -89,7 +90,8 @@ enum casemate_configure_flags {
   CASEMATE_CONFIGURE_SECCOMP = 1u << 3,
   CASEMATE_CONFIGURE_NO_NEW_PRIVS = 1u << 4,
   CASEMATE_CONFIGURE_PARENT_DEATH = 1u << 5, /* PR_SET_PDEATHSIG SIGKILL */
-  CASEMATE_CONFIGURE_PAUSED = 1u << 6        /* paused at the doorbell, until RESUME */
+  CASEMATE_CONFIGURE_PAUSED = 1u << 6,       /* paused at the doorbell, until RESUME */
+  CASEMATE_CONFIGURE_CATEGORIES = 1u << 7    /* CASEMATE_FD_CATEGORIES is there */
 };
 
 #define CASEMATE_MAX_VCPUS 32u

@@ -9,11 +9,20 @@ export type Command =
   | { readonly name: 'doctor'; readonly json: boolean }
   | ({ readonly name: 'bench' } & BenchOptions)
   | ({ readonly name: 'image' } & ImageCommand)
+  | ({ readonly name: 'selinux' } & SelinuxCommand)
   | ({ readonly name: 'run' } & RunOptions);
 
 export type Topic = (typeof topics)[number];
 
-const topics = ['casemate', 'run', 'image', 'doctor', 'bench'] as const;
+const topics = ['casemate', 'run', 'image', 'doctor', 'selinux', 'bench'] as const;
+
+const selinuxActions = ['status', 'install', 'remove', 'check', 'restore', 'denials'] as const;
+
+/** What `casemate selinux` was asked for. */
+export interface SelinuxCommand {
+  readonly action: (typeof selinuxActions)[number];
+  readonly json: boolean;
+}
 
 /** What `casemate image` was asked for. Absent: the default of the library. */
 export interface ImageCommand {
@@ -120,6 +129,8 @@ export function parseCommand(argv: readonly string[]): Command {
       return parseBench(args);
     case 'image':
       return parseImage(args);
+    case 'selinux':
+      return parseSelinux(args);
     case 'run':
       return parseRun(args);
     default:
@@ -154,6 +165,18 @@ function parseBench(args: readonly string[]): Command {
     json: values.json ?? false,
     ...(values.memory !== undefined && { memoryMib: wholeNumber('bench', '--memory', values.memory) }),
   };
+}
+
+/** Options may stand behind the action, too. */
+function parseSelinux(argv: readonly string[]): Command {
+  const { values, rest } = parse('selinux', argv, DOCTOR_OPTIONS);
+  if (values.help) return { name: 'help', topic: 'selinux' };
+  const [given = 'status', ...more] = rest;
+  const action = selinuxActions.find((one) => one === given);
+  if (action === undefined) throw usage('selinux', `It takes ${selinuxActions.join(', ')}, not '${given}'`);
+  const behind = parse('selinux', more, DOCTOR_OPTIONS);
+  if (behind.rest.length > 0) throw usage('selinux', `Unexpected argument '${behind.rest[0]}'`);
+  return { name: 'selinux', action, json: values.json ?? behind.values.json ?? false };
 }
 
 function parseImage(argv: readonly string[]): Command {

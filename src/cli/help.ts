@@ -11,6 +11,7 @@ Commands:
   image SOURCE IMAGE     make an initrd or a root disk for Linux guests
   bench                  measure how long launches take here
   doctor                 check whether this machine can, and what to do if not
+  selinux [action]       casemate's SELinux policy: status, install, check, denials and more
   help [command]         more about a command
 
 Options:
@@ -99,6 +100,23 @@ Options:
 Examples:
   casemate image rootfs/ initrd.img
   casemate image --format ext4 --size 1024 rootfs.tar.gz root.img
+`,
+
+  selinux: `Sees to casemate's SELinux policy, under which each VM has a label that no other one has.
+
+Usage: casemate selinux [action] [--json]
+
+Actions:
+  status   the mode of this host, and the label that a VM would get (the default)
+  install  build the policy module upon the policy of this host, load it, and label casemate's files (root)
+  check    look whether all that is as it should be, and what monitors must not reach is out of their reach
+  remove   take the module out of the policy again (root)
+  restore  give files back the labels that VMs left on them whose Node died
+  denials  follow what is denied to VMs, in words, with the rule that would grant it
+
+Options:
+      --json  print what is found as JSON
+  -h, --help  this text
 `,
 
   bench: `Measures how long launches take on this machine, and which steps hold the time.

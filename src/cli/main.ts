@@ -8,6 +8,7 @@ import { diagnose, renderDiagnosis } from './doctor.js';
 import { HELP } from './help.js';
 import { exitCodeOfError } from './report.js';
 import { run } from './run.js';
+import { selinux } from './selinux.js';
 
 async function main(argv: readonly string[]): Promise<number> {
   const command = parseCommand(argv);
@@ -30,6 +31,8 @@ async function main(argv: readonly string[]): Promise<number> {
       await makeImage(options as ImageOptions);
       return 0;
     }
+    case 'selinux':
+      return selinux(command);
     case 'run':
       return run(command);
   }

@@ -132,6 +132,8 @@ export interface LaunchRequest {
   readonly configuration?: Uint8Array;
   /** Made for this process, which is born in it by its descriptor; taken, and removed at the end. */
   readonly cgroup?: NativeCgroup | undefined;
+  /** The SELinux label, for a plan that has none of its own. */
+  readonly label?: string | undefined;
 }
 
 /** How long a program may take to say that it has given up its rights: it is a millisecond's work. */
@@ -155,14 +157,14 @@ export interface Launching {
 }
 
 /** Begins one launch. A failed one has its `stage`. */
-export function runLaunch({ plan, descriptors, configuration, cgroup }: LaunchRequest): Launching {
+export function runLaunch({ plan, descriptors, configuration, cgroup, label }: LaunchRequest): Launching {
   const given = plan.given.map((name) => descriptors[name] ?? -1);
   let end: (outcome: LaunchOutcome) => void = () => {};
   const done = new Promise<LaunchOutcome>((resolve) => {
     end = resolve;
   });
   const onDone = (outcome: NativeOutcome) => end(describeOutcome(plan, outcome));
-  const child = launcher().launch(plan.native, given, configuration, announcementTimeoutMs, onDone, cgroup);
+  const child = launcher().launch(plan.native, given, configuration, announcementTimeoutMs, onDone, cgroup, label);
   return { child, done };
 }
 

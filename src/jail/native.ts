@@ -13,12 +13,13 @@ export interface JailBinding {
   /**
    * A file to read, or a sealed memory file of contents. A disk is given by its path or a descriptor, which is copied; it
    * may be a block device, and is locked: shared, or alone where it can be written to. A stream is a Unix socket by its
-   * path, connected to. 0 makes a memory file that is empty, to be filled by one launch, sealed, and shared by others.
+   * path, connected to. Leases are locks on bytes of a file that is there. A copy is of
+   * the same open file, with its locks. 0 makes a memory file that is empty, to be filled by one launch, sealed, and shared by others.
    * What is kept many launches may be given.
    */
   File: new (
-    source: string | Uint8Array | number,
-    kind?: 'disk' | 'writable-disk' | 'kept' | 'stream',
+    source: string | Uint8Array | number | NativeFile,
+    kind?: 'disk' | 'writable-disk' | 'kept' | 'stream' | 'leases' | 'copy',
   ) => NativeFile;
   /**
    * A new cgroup in the directory `parent`, these files written. An error of one of them has it as its path, and leaves no
@@ -80,7 +81,7 @@ export interface NativeLauncher {
   /**
    * Descriptors, in the plan's order, are copied and stay the caller's; files are taken. `configuration` is for programs
    * with a control protocol, and so is the timeout: for their announcement, in milliseconds. A cgroup that was made for
-   * it is taken, and removed with its process.
+   * it is taken, and removed with its process. The label is for the steps of the plan that have none.
    *
    * `onDone` is called, later, unless such a program is launched well: its messages and its end follow then.
    */
@@ -91,6 +92,7 @@ export interface NativeLauncher {
     timeoutMs: number,
     onDone: (outcome: NativeOutcome) => void,
     cgroup?: NativeCgroup,
+    label?: string,
   ): NativeChild;
   ready(): { network: number; user: number; sockets: boolean };
 }
@@ -159,6 +161,13 @@ export interface NativeFile {
   readonly size: number;
   /** For a memory file: what is in it stays as it is. */
   seal(): void;
+  /** Whether it has a lock on one of its bytes now, which lasts as long as it, wherever it is taken to. */
+  lease(byte: number, shared: boolean): boolean;
+  /** Numbers of its device and inode. */
+  identity(): [dev: string, ino: string];
+  /** Its SELinux label. */
+  context(): string;
+  setContext(context: string): void;
   close(): void;
 }
 

@@ -1,6 +1,7 @@
 import { CasemateError } from '../errors.js';
 import type { IdRange } from '../host.js';
 import { descriptor, invalid, object, oneOf, string } from '../is.js';
+import { parseSelinux, type SelinuxOptions, type SelinuxRequest, type SelinuxRequirement } from '../selinux/request.js';
 import type { Check, NamespaceKind, Plan, RlimitResource, Step, TapStep } from './steps.js';
 import * as steps from './steps.js';
 
@@ -53,10 +54,10 @@ export interface JailOptions {
   /** Descriptor of a cgroup v2 directory that the monitor is born in (CLONE_INTO_CGROUP). */
   cgroup?: { fd: number };
   /**
-   * The SELinux context of the monitor, `'system_u:system_r:casemate_vmm_t:s0:c1,c2'`: applied at `execve`, to its
-   * sockets too, and read back. `'off'`, the default, leaves the monitor in Node's context.
+   * The SELinux context of the monitor: applied at `execve`, to its sockets and files too, and read back. Default
+   * `'auto'`: with categories of its own where the host has casemate's policy, and else that of Node.
    */
-  selinux?: 'off' | { context: string };
+  selinux?: SelinuxRequirement | SelinuxOptions;
 }
 
 /** A checked, complete description of a jail. */
@@ -66,7 +67,7 @@ export interface Jail {
   readonly hostname: string;
   readonly networkNamespaceFd: number | undefined;
   readonly cgroupFd: number | undefined;
-  readonly selinuxContext: string | undefined;
+  readonly selinux: SelinuxRequest;
   /** Of what makes another plan: descriptors are in a plan by name, so only whether they are there. */
   readonly key: string;
 }
@@ -91,7 +92,7 @@ function parseGiven(options: unknown): Jail {
     hostname: host = 'casemate',
     networkNamespace,
     cgroup,
-    selinux = 'off',
+    selinux = 'auto',
   } = object('options.jail', options, known);
   const profile = oneOf('options.jail.profile', kind, ['strict', 'custom']);
   const changes = object('options.jail.layers', changed, layerNames);
@@ -125,25 +126,12 @@ function parseGiven(options: unknown): Jail {
   }
   const networkNamespaceFd = parseFd('options.jail.networkNamespace', networkNamespace);
   const cgroupFd = parseFd('options.jail.cgroup', cgroup);
-  const selinuxContext = parseSelinux(selinux);
-  const key = JSON.stringify([
-    layers,
-    hostname,
-    selinuxContext ?? null,
-    networkNamespaceFd !== undefined,
-    cgroupFd !== undefined,
-  ]);
-  return { profile, layers, hostname, networkNamespaceFd, cgroupFd, selinuxContext, key };
+  const key = JSON.stringify([layers, hostname, networkNamespaceFd !== undefined, cgroupFd !== undefined]);
+  return { profile, layers, hostname, networkNamespaceFd, cgroupFd, selinux: parseSelinux(selinux), key };
 }
 
 function parseFd(name: string, value: unknown): number | undefined {
   return value === undefined ? undefined : descriptor(`${name}.fd`, object(name, value, ['fd']).fd);
-}
-
-function parseSelinux(value: unknown): string | undefined {
-  if (value === 'off') return undefined;
-  const { context } = object('options.jail.selinux', value, ['context']);
-  return string('options.jail.selinux.context', context);
 }
 
 /** Who launches, as far as the jail depends on it. */
@@ -190,6 +178,9 @@ export interface MonitorDescriptors {
   readonly inputs: number;
   /** It is born in a cgroup: the jail's, or one that was made for it. */
   readonly cgroup: boolean;
+  /** Its launches come with an SELinux label; and with the lease of its categories. */
+  readonly isLabelled: boolean;
+  readonly isLeased: boolean;
   /** Of its devices, in their order: names of descriptors that are given, and of what the plan makes for them. */
   readonly devices: readonly { readonly name: string; readonly isGiven: boolean }[];
   /** What is made for the one of them that is named `tap`. */
@@ -197,7 +188,7 @@ export interface MonitorDescriptors {
   readonly resources: MonitorLimits;
   /** Numbers by name; enum casemate_fd of native/vmm/wire.h. */
   readonly numbers: Readonly<
-    Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'lease' | 'devices', number> &
+    Record<'control' | 'kvm' | 'guest' | 'consoleOut' | 'consoleIn' | 'lease' | 'categories' | 'devices', number> &
       Record<'inputs', readonly number[]>
   >;
 }
@@ -219,9 +210,11 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
       'kvm',
       'guest',
       ...inputs.map(([name]) => name),
+      ...(monitor.isLeased ? ['categories'] : []),
       ...devices.filter(({ isGiven }) => isGiven).map(({ name }) => name),
     ],
     cgroup,
+    isLabelled: monitor.isLabelled,
     sockets: console
       ? [
           steps.socketPair('stream', 'consoleOut', 'ourConsoleOut'),
@@ -237,6 +230,7 @@ export function monitorPlan(jail: Jail, caller: Caller, monitor: MonitorDescript
       guest: numbers.guest,
       ...(console && { consoleOut: numbers.consoleOut, consoleIn: numbers.consoleIn }),
       ...Object.fromEntries(inputs),
+      ...(monitor.isLeased && { categories: numbers.categories }),
       ...Object.fromEntries(devices.map(({ name }, index) => [name, numbers.devices + index])),
     },
     lease: numbers.lease,
@@ -253,13 +247,14 @@ export const ownLayers = ['noNewPrivs', 'landlock', 'seccomp'] as const satisfie
  * prepared: programs that run once need no namespace that waits for them.
  */
 export function programPlan(jail: Jail, caller: Caller, program: JailedProgram): Plan {
-  const { folder, name, given, numbers, lease, limits } = program;
+  const { folder, name, given, numbers, lease, limits, isLabelled } = program;
   const isInside = jail.layers.mountNamespace === 'required';
   const layers = ownLayers.filter((layer) => jail.layers[layer] === 'required');
   return jailedPlan({ ...jail, networkNamespaceFd: undefined }, caller, {
     given,
     // What it makes outlives it, and may be shared: it counts as Node's.
     cgroup: false,
+    isLabelled,
     sockets: [],
     root: isInside
       ? [
@@ -294,11 +289,13 @@ export interface JailedProgram {
   /** The number of the lease of its user id, which lasts as long as it. */
   readonly lease: number;
   readonly limits: Limits;
+  /** Its launches come with an SELinux label. */
+  readonly isLabelled: boolean;
 }
 
 type Limits = readonly (readonly [RlimitResource, number])[];
 
-interface Program extends Pick<JailedProgram, 'given' | 'numbers' | 'lease' | 'limits'> {
+interface Program extends Pick<JailedProgram, 'given' | 'numbers' | 'lease' | 'limits' | 'isLabelled'> {
   /** Sockets besides the control socket. */
   readonly sockets: readonly Step[];
   /** In the network namespace, for the descriptor of that name. */
@@ -321,10 +318,11 @@ function jailedPlan(jail: Jail, caller: Caller, program: Program): Plan {
   if (program.cgroup) given.push('cgroup');
 
   const list: Step[] = [];
-  if (jail.selinuxContext !== undefined) {
-    list.push(steps.execLabel(jail.selinuxContext));
+  if (program.isLabelled) {
+    // That of the launch, so that all VMs share a plan.
+    list.push(steps.execLabel());
     // Else the monitor could not use sockets that Node made: its categories are its own.
-    list.push(steps.socketLabel(jail.selinuxContext));
+    list.push(steps.socketLabel());
   }
   list.push(steps.socketPair('seqpacket', 'control', 'ourControl'), ...program.sockets);
   if (on('userNamespace')) list.push(steps.pooled('user', 'user', ownUserId ? 'lease' : undefined));
@@ -363,7 +361,7 @@ function jailedPlan(jail: Jail, caller: Caller, program: Program): Plan {
   if (on('capabilities')) check.push('capabilities');
   if (on('noNewPrivs')) check.push('noNewPrivs');
   if (on('seccomp')) check.push('seccomp');
-  if (jail.selinuxContext !== undefined) check.push('label');
+  if (program.isLabelled) check.push('label');
   return {
     clone: cloneLayers.filter(([layer]) => on(layer)).map(([, kind]) => kind),
     descriptors: given,

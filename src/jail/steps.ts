@@ -162,10 +162,10 @@ export interface Plan {
  * The SELinux context of the next `execve`: a raw write to `/proc/thread-self/attr/exec`, inherited over
  * clone3. It is the launcher's label and not Node's: labels belong to threads.
  */
-export const execLabel = (label: string): Step => ({ op: 'execLabel', label });
+export const execLabel = (label = ''): Step => ({ op: 'execLabel', label });
 
 /** The SELinux context of sockets made by the steps after this one; `/proc/thread-self/attr/sockcreate`. */
-export const socketLabel = (label: string): Step => ({ op: 'socketLabel', label });
+export const socketLabel = (label = ''): Step => ({ op: 'socketLabel', label });
 
 /** A pair of connected Unix sockets; socketpair(2). `ours` is handed out after the launch. */
 export const socketPair = (type: 'stream' | 'seqpacket', child: string, ours: string): Step => ({

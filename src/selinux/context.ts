@@ -76,7 +76,8 @@ function parseLevel(level: string): SelinuxLevel {
   };
 }
 
-function parseCategories(text: string): number[] {
+/** @internal */
+export function parseCategories(text: string): number[] {
   const numbers = new Set<number>();
   for (const part of text.split(',')) {
     const match = /^c(\d{1,4})(?:\.c(\d{1,4}))?$/.exec(part);

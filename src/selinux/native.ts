@@ -12,4 +12,21 @@ export interface SelinuxBinding {
   selinuxCheckContext(context: string): void;
   /** fgetfilecon(3) of a descriptor, getfilecon(3) of a path. */
   selinuxFileContext(target: number | string): string;
+  /** fsetxattr(2). */
+  selinuxSetFileContext(fd: number, context: string): void;
+  /** From the kernel's status page: 1 enforcing, 0 permissive, -1 off. */
+  selinuxStatus(): -1 | 0 | 1;
+  /**
+   * Messages of the kernel from now on: records of audit, changes of SELinux' mode and policy, lines of the kernel's log.
+   * It does not keep the event loop alive.
+   */
+  KernelMessages: new (
+    source: 'audit' | 'selinux' | 'log',
+    onMessage: (bytes: Buffer) => void,
+  ) => KernelMessages;
+}
+
+/** native/addon/kernel_messages.cpp */
+export interface KernelMessages {
+  close(): void;
 }

@@ -3,6 +3,8 @@ import { isSystemError } from '../errors.js';
 import type { CgroupSettings } from '../jail/cgroup.js';
 import { type Jail, type LayerName, type MonitorLimits, monitorLimits, type PlannedTap } from '../jail/profiles.js';
 import type { NamespaceKind } from '../jail/steps.js';
+import { native } from '../native.js';
+import type { Unlabelled, VmLabel } from '../selinux/label.js';
 
 /** What the kernel says of one layer of a jail. */
 export interface EvidenceLayer {
@@ -37,6 +39,7 @@ export interface EvidenceRequest {
   readonly rootless: boolean;
   /** The monitor's user id, as Node's user namespace has it. */
   readonly userId: number;
+  readonly selinux: VmLabel | Unlabelled;
   /** Of the cgroup that was made for it: the files of its limits with what was written, and what is in them now. */
   readonly limits: { readonly files: CgroupSettings['files']; readonly read: (file: string) => string } | undefined;
   /** Descriptors that it was born with. */
@@ -114,6 +117,19 @@ function read(pid: number, request: EvidenceRequest, streams: ReadonlySet<number
     mounts: reader.mounts(),
     descriptors: reader.openDescriptors(),
   };
+}
+
+/** Processes of this host with a context, as far as they can be seen. */
+function processesLabelled(context: string): number[] {
+  const pids = readdirSync('/proc').filter((name) => /^\d+$/.test(name));
+  return pids.map(Number).filter((pid) => {
+    try {
+      return readFileSync(`/proc/${pid}/attr/current`, 'utf8').replace(/[\0\n]+$/, '') === context;
+    } catch (error) {
+      if (isSystemError(error)) return false; // it has ended, or is somebody else's
+      throw error;
+    }
+  });
 }
 
 const fieldOf = (line: string): [string, string] => line.split(':\t') as [string, string];
@@ -326,17 +342,37 @@ class Reader {
     });
   }
 
+  /** The label of every thread, and of what it has open; and that no other process has its categories. */
   selinux(): EvidenceLayer {
-    const wanted = this.#request.jail.selinuxContext;
-    if (wanted === undefined) {
-      return { layer: 'selinux', asked: 'off', observed: 'off', ok: true, source: 'launch' };
+    const { selinux, jail } = this.#request;
+    if (!('context' in selinux)) {
+      const asked = jail.selinux.mode;
+      const observed = asked === 'off' ? 'off' : `no label: ${selinux.unlabelled}`;
+      return { layer: 'selinux', asked, observed, ok: true, source: 'launch' };
     }
-    return this.#layer('selinux', wanted, () => {
+    const { context, isLeased } = selinux;
+    const asked = `${context}${isLeased ? ', its categories its own' : ''}; ${jail.selinux.mode}`;
+    return this.#layer('selinux', asked, () => {
       const tasks = readdirSync(`/proc/${this.#pid}/task`);
       const labels = tasks.map((task) => this.#read(`task/${task}/attr/current`).replace(/[\0\n]+$/, ''));
-      const observed = [...new Set(labels)].join(', ');
-      return { observed, ok: observed === wanted };
+      const found = [...new Set(labels)].join(', ');
+      const others = isLeased ? processesLabelled(context).filter((pid) => pid !== this.#pid) : [];
+      const mode = native.selinuxStatus() === 1 ? 'enforcing' : 'permissive';
+      const shared = others.length === 0 ? '' : `, which processes ${others} have, too`;
+      const files = this.#fileContexts().join(', ');
+      const isMode = mode === 'enforcing' || jail.selinux.mode !== 'enforcing';
+      return {
+        observed: `${found}${shared}; ${mode}; files ${files}`,
+        ok: found === context && others.length === 0 && isMode,
+      };
     });
+  }
+
+  /** Of the regular files and devices that it has open, each once. */
+  #fileContexts(): string[] {
+    const paths = this.openDescriptors().filter(({ target }) => !/^(socket|anon_inode|pipe):/.test(target));
+    const contexts = paths.map(({ fd }) => native.selinuxFileContext(`/proc/${this.#pid}/fd/${fd}`));
+    return [...new Set(contexts)];
   }
 
   /** What is behind the network device's descriptor. A tap's file says which one it is, proc_pid_fdinfo(5). */

@@ -2,12 +2,19 @@ import { fstatSync, openSync, readSync } from 'node:fs';
 import { CasemateError, isSystemError, wrapSystemError } from '../errors.js';
 import type { NativeFile } from '../jail/native.js';
 import { builtFile, native } from '../native.js';
+import type { FileLabels } from '../selinux/files.js';
 import type { FileSource } from './options.js';
 
 /** Files of one launch: opened here, taken by the launcher. */
 export class LaunchFiles {
   readonly #opened: NativeFile[] = [];
+  readonly #labels: FileLabels | undefined;
   #largestDisk = 0;
+
+  /** @param labels - where the VM has an SELinux label: its files get theirs. */
+  constructor(labels?: FileLabels) {
+    this.#labels = labels;
+  }
 
   /** In bytes, of those that can be written to. */
   get largestDisk(): number {
@@ -20,11 +27,14 @@ export class LaunchFiles {
     try {
       if (!(source instanceof Uint8Array) && typeof source !== 'string') {
         checkSize(option, name, sizeOf(source.fd));
+        this.#labels?.share(option, name, source.fd);
         return source.fd;
       }
       const file = new native.File(source);
       this.#opened.push(file);
       checkSize(option, name, file.size);
+      if (typeof source === 'string') this.#labels?.share(option, name, file);
+      else this.#labels?.own(file);
       return file;
     } catch (cause) {
       if (!isSystemError(cause)) throw cause;
@@ -44,6 +54,8 @@ export class LaunchFiles {
       if (disk.size < 0) throw fileError(option, name, 'is neither a regular file nor a block device', diskRemedy);
       if (disk.size < sectorSize) throw fileError(option, name, 'has no room for a sector of 512 bytes', diskRemedy);
       if (!isReadOnly) this.#largestDisk = Math.max(this.#largestDisk, disk.size);
+      if (isReadOnly) this.#labels?.share(option, name, disk);
+      else this.#labels?.claim(option, name, source, disk);
       return disk;
     } catch (cause) {
       if (!isSystemError(cause)) throw cause;

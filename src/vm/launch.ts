@@ -22,7 +22,9 @@ import type { NativeFile } from '../jail/native.js';
 import { inputName, type Jail, type MonitorLimits, monitorPlan } from '../jail/profiles.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
-import * as selinux from '../selinux/index.js';
+import { FileLabels } from '../selinux/files.js';
+import { labelFor, type Unlabelled, type VmLabel } from '../selinux/label.js';
+import { watchLabelled } from '../selinux/watch.js';
 import { channels } from './channels.js';
 import type { Device } from './devices.js';
 import type { EvidenceRequest } from './evidence.js';
@@ -92,22 +94,30 @@ interface Begun {
   readonly launching: Launching;
   readonly limits: LimitedCgroup['files'] | undefined;
   readonly resources: MonitorLimits;
+  readonly label: VmLabel | Unlabelled;
+  readonly fileLabels: FileLabels | undefined;
 }
+
+const labelOf = (label: VmLabel | Unlabelled): VmLabel | undefined => ('context' in label ? label : undefined);
 
 /** @param kernel - what was unpacked of `options.guest`. */
 function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Begun {
-  const files = new LaunchFiles();
-  const cgroup = options.limits && limitedCgroup(options.limits);
+  const found = labelFor(options.jail.selinux);
+  const label = labelOf(found);
+  const fileLabels = label && new FileLabels(label);
+  const files = new LaunchFiles(fileLabels);
   const names = isLinux(options) ? linuxNames : bareMetalNames;
+  let cgroup: LimitedCgroup | undefined;
   try {
+    cgroup = options.limits && limitedCgroup(options.limits);
     const kvm = kvmDevice(options.kvmFd);
     const devices = openDevices(options.devices, files);
     const resources = resourcesOf(options, files.largestDisk);
-    const plan = planFor(options, resources);
+    const plan = planFor(options, resources, label);
     const { cpuid, runSize } = vcpuFacts(kvm, options.vcpus);
     const configuration = encodeConfiguration({
       memorySize: options.memoryMib * 1024 * 1024,
-      flags: configurationFlags(options),
+      flags: configurationFlags(options, label),
       format: options.format,
       vcpus: options.vcpus,
       inputs: inputCount(options),
@@ -134,13 +144,39 @@ function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Be
     inputs.forEach((file, i) => {
       descriptors[inputName(first + i)] = files.open(names.input(inputs, i), file);
     });
-    const launching = runLaunch({ plan, descriptors, configuration, cgroup: cgroup?.handle });
-    return { plan, launching, limits: cgroup?.files, resources };
+    if (label !== undefined) labelBuiltIn(label, options, descriptors, fileLabels as FileLabels);
+    const launching = runLaunch({
+      plan,
+      descriptors,
+      configuration,
+      cgroup: cgroup?.handle,
+      label: label?.context,
+    });
+    return { plan, launching, limits: cgroup?.files, resources, label: found, fileLabels };
+  } catch (error) {
+    fileLabels?.restore();
+    throw error;
   } finally {
     // What the launcher has not taken.
     files.close();
     cgroup?.handle.close();
+    label?.lease?.close();
   }
+}
+
+/** What is not opened for this launch alone: the package's guest, the agent, an unpacked kernel. And the lease goes along. */
+function labelBuiltIn(
+  { lease }: VmLabel,
+  { agent, guest }: ParsedOptions,
+  descriptors: Record<string, number | NativeFile | undefined>,
+  labels: FileLabels,
+): void {
+  if (lease !== undefined) descriptors.categories = lease;
+  const shared = [
+    ...(guest === undefined || typeof descriptors.guest === 'object' ? [descriptors.guest] : []),
+    ...(agent === undefined ? [] : [descriptors[inputName(0)]]),
+  ];
+  for (const file of shared) if (file !== undefined) labels.share('options.guest', "the package's own", file);
 }
 
 const noDevices = encodeDevices([]);
@@ -198,7 +234,9 @@ function kernelOf({ guest, jail, signal }: ParsedOptions): Promise<NativeFile | 
 }
 
 /** The VM to be of a launch under way, with everything that can end it. */
-function takeOver(id: string, options: ParsedOptions, { plan, launching, limits, resources }: Begun, t0: bigint): Vm {
+function takeOver(id: string, options: ParsedOptions, begun: Begun, t0: bigint): Vm {
+  const { plan, launching, limits, resources, fileLabels } = begun;
+  const label = labelOf(begun.label);
   const { jail, signal, timeoutMs } = options;
   const { child } = launching;
   const vm = new Vm({
@@ -210,8 +248,10 @@ function takeOver(id: string, options: ParsedOptions, { plan, launching, limits,
     startPaused: options.startPaused,
     agent: options.agent,
     devices: options.devices.map(({ option }) => option),
-    vsock: hasVsock(options) ? { label: jail.selinuxContext } : undefined,
+    vsock: hasVsock(options) ? { label: label?.context } : undefined,
     memoryMib: options.memoryMib,
+    label,
+    released: () => fileLabels?.restore(),
     ended: (exit) => channels.exit.publish({ id, vm, exit }),
     evidence: () => ({
       jail,
@@ -219,11 +259,13 @@ function takeOver(id: string, options: ParsedOptions, { plan, launching, limits,
       // What a rootless launcher calls 0, in a user namespace of its own, is the caller.
       userId: caller().rootless ? caller().uid : child.userId,
       limits: limits && { files: limits, read: (file) => child.cgroupFile(file) },
-      descriptors: bornWith(options),
+      selinux: begun.label,
+      descriptors: bornWith(options, label),
       network: networkOf(options),
       resources,
     }),
   });
+  if (label !== undefined) watchLabelled(vm, label, jail.selinux.onModeChange);
   const kill = () => vm.end({ reason: 'killed' });
   const unlisten = onAbort(signal, kill);
   // It may have been aborted where nobody listened, by a subscriber of ours.
@@ -366,10 +408,9 @@ function checkLayers(jail: Jail): void {
         "layers: { landlock: 'off' }.",
     });
   }
-  if (jail.selinuxContext !== undefined) selinux.checkContext(jail.selinuxContext);
 }
 
-function configurationFlags({ console, jail, startPaused }: ParsedOptions): number {
+function configurationFlags({ console, jail, startPaused }: ParsedOptions, label: VmLabel | undefined): number {
   const { flags } = wire;
   const on = (layer: 'landlock' | 'seccomp' | 'noNewPrivs') => jail.layers[layer] === 'required';
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
@@ -378,6 +419,7 @@ function configurationFlags({ console, jail, startPaused }: ParsedOptions): numb
     (startPaused ? flags.paused : 0) |
     (console ? flags.console : 0) |
     (ownUserId ? flags.lease : 0) |
+    (label?.lease === undefined ? 0 : flags.categories) |
     (on('landlock') ? flags.landlock : 0) |
     (on('seccomp') ? flags.seccomp : 0) |
     (on('noNewPrivs') ? flags.noNewPrivs : 0)
@@ -391,9 +433,9 @@ function networkOf({ devices }: ParsedOptions): EvidenceRequest['network'] {
 }
 
 /** The numbers of the descriptors that a monitor is born with. */
-function bornWith(options: ParsedOptions): number[] {
+function bornWith(options: ParsedOptions, label: VmLabel | undefined): number[] {
   const { console, jail, devices } = options;
-  const { control, kvm, guest, lease } = wire.descriptors;
+  const { control, kvm, guest, lease, categories } = wire.descriptors;
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
   return [
     0,
@@ -405,6 +447,7 @@ function bornWith(options: ParsedOptions): number[] {
     ...(console ? [wire.descriptors.consoleOut, wire.descriptors.consoleIn] : []),
     ...wire.descriptors.inputs.slice(0, inputCount(options)),
     ...(ownUserId ? [lease] : []),
+    ...(label?.lease === undefined ? [] : [categories]),
     ...descriptorsOf(devices).map((_, index) => wire.descriptors.devices + index),
   ];
 }
@@ -420,16 +463,17 @@ const maxPlans = 64;
 const tapOf = ({ devices }: ParsedOptions) => devices.find((device) => device.tap !== undefined)?.tap;
 
 /** Of what makes another plan. */
-function planKey(options: ParsedOptions, { fileSize, streams }: MonitorLimits): string {
+function planKey(options: ParsedOptions, { fileSize, streams }: MonitorLimits, label: VmLabel | undefined): string {
   const { jail, console, devices } = options;
-  const key = `${jail.key} ${console} ${inputCount(options)} ${bornInCgroup(options)} ${fileSize} ${streams}`;
+  const labelled = label === undefined ? '' : label.lease === undefined ? 'labelled ' : 'leased ';
+  const key = `${labelled}${jail.key} ${console} ${inputCount(options)} ${bornInCgroup(options)} ${fileSize} ${streams}`;
   if (devices.length === 0) return key; // as of every bare-metal guest: this is on its way
   return `${key} ${descriptorsOf(devices).map(({ name }) => name)} ${JSON.stringify(tapOf(options))}`;
 }
 
 /** The plan of a launch: the same for all launches that ask for the same jail. */
-function planFor(options: ParsedOptions, resources: MonitorLimits): LaunchPlan {
-  const key = planKey(options, resources);
+function planFor(options: ParsedOptions, resources: MonitorLimits, label: VmLabel | undefined): LaunchPlan {
+  const key = planKey(options, resources, label);
   let plan = plans.get(key);
   if (plan === undefined) {
     const { jail, console } = options;
@@ -437,6 +481,8 @@ function planFor(options: ParsedOptions, resources: MonitorLimits): LaunchPlan {
       console,
       inputs: inputCount(options),
       cgroup: bornInCgroup(options),
+      isLabelled: label !== undefined,
+      isLeased: label?.lease !== undefined,
       devices: descriptorsOf(options.devices).map(({ name, source }) => ({
         name,
         isGiven: typeof source !== 'string',
@@ -467,7 +513,9 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   checkLayers(parsed.jail);
   vcpuFacts(kvmDevice(parsed.kvmFd), parsed.vcpus);
   if (parsed.limits !== undefined) checkLimits(parsed.limits);
-  if (descriptorsOf(parsed.devices).length === 0) planFor(parsed, resourcesOf(parsed, 0));
+  const label = labelOf(labelFor(parsed.jail.selinux));
+  if (descriptorsOf(parsed.devices).length === 0) planFor(parsed, resourcesOf(parsed, 0), label);
+  label?.lease?.close();
   devNull();
   if (isLinux(parsed)) await kernelOf(parsed);
   if (parsed.guest === undefined) builtInGuest();

@@ -17,6 +17,7 @@ import {
 import type { NativeFile } from '../jail/native.js';
 import { type Jail, programPlan } from '../jail/profiles.js';
 import { builtFile, native } from '../native.js';
+import { labelFor, setLabel } from '../selinux/label.js';
 import type { FileSource } from './options.js';
 import { bare, wire } from './wire.js';
 
@@ -154,20 +155,26 @@ function remember<T>(map: Map<string, T>, key: string, value: T, most: number): 
 }
 
 async function unpack(bytes: Buffer, jail: Jail): Promise<NativeFile> {
-  const plan = planFor(jail);
+  const found = labelFor(jail.selinux);
+  const label = 'context' in found ? found : undefined;
+  const plan = planFor(jail, label !== undefined);
   const image = new native.File(bytes); // Sealed: what is unpacked is what was hashed.
   const output = new native.File(0);
   try {
-    const { end, failure } = await ended(runLaunch({ plan, descriptors: { null: devNull(), image, output } }));
+    if (label !== undefined) for (const file of [image, output]) setLabel(file, label.image);
+    const descriptors = { null: devNull(), image, output };
+    const { end, failure } = await ended(runLaunch({ plan, descriptors, label: label?.context }));
     if (failure !== undefined) throw failure.stage === 'monitor' ? unready(failure) : launchError(failure);
     if (end.code !== unpackFormat.statuses.done) throw statusError(end);
     output.seal();
+    if (label !== undefined) setLabel(output, label.content); // from now on all VMs may read it
     return output;
   } catch (error) {
     output.close();
     throw error;
   } finally {
     image.close();
+    label?.lease?.close(); // which nobody else needed to have
   }
 }
 
@@ -196,8 +203,9 @@ const unready = ({ error }: LaunchOutcome): CasemateError =>
 
 const plans = new Map<string, LaunchPlan>();
 
-function planFor(jail: Jail): LaunchPlan {
-  let plan = plans.get(jail.key);
+function planFor(jail: Jail, isLabelled: boolean): LaunchPlan {
+  const key = `${jail.key} ${isLabelled}`;
+  let plan = plans.get(key);
   if (plan === undefined) {
     const path = program();
     const { control, lease } = wire.descriptors;
@@ -209,13 +217,14 @@ function planFor(jail: Jail): LaunchPlan {
         numbers: { control, ...unpackFormat.descriptors },
         lease,
         limits,
+        isLabelled,
       }),
     );
     plan = launchPlan(encoded, {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
       inHostMounts: true,
     });
-    plans.set(jail.key, plan);
+    plans.set(key, plan);
   }
   return plan;
 }

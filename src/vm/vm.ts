@@ -9,6 +9,8 @@ import { type ChildEnd, type Launching, type LaunchOutcome, unborn } from '../ja
 import type { NativeChild } from '../jail/native.js';
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
+import type { Denial } from '../selinux/denials.js';
+import type { VmLabel } from '../selinux/label.js';
 import { GuestAgent } from './agent.js';
 import { Console } from './console.js';
 import { type Evidence, type EvidenceRequest, readEvidence } from './evidence.js';
@@ -34,9 +36,16 @@ export interface VmEvents {
   resumed: [];
   /** Something behind a device failed, a disk's file for example; its guest was told. Once for each operation of each device. */
   'device-error': [error: CasemateError];
+  /** The SELinux policy denied it something, or would have where it is permissive; docs/selinux.md. */
+  denial: [denial: Denial];
+  /** The mode of the host's SELinux changed while the VM has a label. */
+  'selinux-mode': [mode: 'enforcing' | 'permissive'];
   /** The VM has ended and nothing of it is left. Last event. */
   exit: [exit: VmExit];
 }
+
+/** How many denials a {@link Vm} keeps. */
+const maxDenials = 1000;
 
 /** Where a VM is in its life. */
 export type VmState = 'starting' | 'running' | 'paused' | 'exited';
@@ -55,6 +64,10 @@ export interface VmParts {
   /** Undefined where it has none; else the SELinux label of its sockets, if any. */
   readonly vsock: { readonly label: string | undefined } | undefined;
   readonly memoryMib: number;
+  /** Its SELinux label, where it has one. */
+  readonly label: VmLabel | undefined;
+  /** Its monitor is gone: what was lent to it is ours again. */
+  readonly released: () => void;
   /** Hears of the end before all listeners. */
   readonly ended: (exit: VmExit) => void;
   readonly evidence: () => EvidenceRequest;
@@ -93,6 +106,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   /** Whoever asks while an answer is on its way gets that one. */
   #memory: { readonly answered: Promise<GuestMemory>; readonly answer: (memory: GuestMemory) => void } | undefined;
   #end: ChildEnd = unborn;
+  readonly #denials: Denial[] = [];
   #launch: LaunchOutcome | undefined;
   readonly #resolveStarted: (stamps: MonitorStamps | undefined) => void;
   /** Calls of pause() and resume() take their turns. */
@@ -365,6 +379,20 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     return evidence;
   }
 
+  /**
+   * What the SELinux policy has denied the VM so far, at most 1000 of them; where it is permissive, what it
+   * would have denied. Empty without a label, and where this process may not hear of denials (docs/selinux.md).
+   */
+  get denials(): readonly Denial[] {
+    return this.#denials;
+  }
+
+  /** @internal */
+  denied(denial: Denial): void {
+    if (this.#denials.length < maxDenials) this.#denials.push(denial);
+    this.emit('denial', denial);
+  }
+
   /** {@link Vm.kill}, as the end of an `await using` scope. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.kill();
@@ -475,6 +503,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       this.#console.guestIsGone();
     }
     this.#vsock?.guestIsGone();
+    this.#parts.released();
     this.#resolveStarted(undefined);
     this.#resolveExited(exit);
     // Later than what follows from `launch()` and `exited`: who listens as soon as he has the VM hears of its end.

@@ -15,7 +15,8 @@ export const wire = {
     consoleIn: 7,
     inputs: [8, 10, 11, 12, 13, 14, 15],
     lease: 9,
-    devices: 16,
+    categories: 16,
+    devices: 17,
   },
   commands: {
     configure: 1,
@@ -37,6 +38,7 @@ export const wire = {
     noNewPrivs: 16,
     parentDeath: 32,
     paused: 64,
+    categories: 128,
   },
   deviceTypes: { net: 1, block: 2, console: 3, rng: 4, balloon: 5, vsock: 19 },
   blockFlags: { readOnly: 1 },

@@ -157,9 +157,17 @@ function* refusals(): Generator<readonly [step: string, options: unknown]> {
   yield ['options.args[0]', { args: Array(2 ** 32 - 1) }];
   yield ['options.args', { name: 'x'.repeat(65536) }];
   yield ['options.guest', { guest: new ArrayBuffer(8) }];
-  for (const context of [undefined, ...notStrings]) {
+  for (const context of [...notStrings, '', 'no context at all', 'a:b:c:s0:c2000']) {
     yield ['options.jail.selinux.context', { jail: { selinux: { context } } }];
   }
+  for (const categories of [...notStrings, '', 'c1', 'c1.c2000', 's0:c1.c2']) {
+    yield ['options.jail.selinux.categories', { jail: { selinux: { categories } } }];
+  }
+  const both = { context: 'a:b:c:s0:c1,c2', categories: 'c1.c9' };
+  yield ['options.jail.selinux.categories', { jail: { selinux: both } }];
+  for (const mode of [...notWords, 'off']) yield ['options.jail.selinux.mode', { jail: { selinux: { mode } } }];
+  for (const onModeChange of notWords)
+    yield ['options.jail.selinux.onModeChange', { jail: { selinux: { onModeChange } } }];
   for (const layer of layerNames) {
     for (const state of [null, true, false, 'on', 'Off', 1, {}]) {
       yield [`options.jail.layers.${layer}`, { jail: { profile: 'custom', layers: { [layer]: state } } }];
@@ -316,9 +324,9 @@ testWithCgroup('a cgroup that is none, or not open, fails the launch before ther
   for (const error of await refusedCleanly(t, 'ERR_CASEMATE_LAUNCH_STEP', cases)) t.is(error.syscall, 'clone3');
 });
 
-testWithoutSelinux('an SELinux context is refused where there is no SELinux', async (t) => {
-  const contexts = ['system_u:system_r:casemate_vmm_t:s0:c1,c2', 'no context at all', ''];
-  const cases = contexts.map((context) => ['selinux', { jail: { selinux: { context } } }] as const);
+testWithoutSelinux('an SELinux label is refused where there is no SELinux', async (t) => {
+  const wanted = ['enforcing', 'permissive-ok', {}, { context: 'system_u:system_r:casemate_vmm_t:s0:c1,c2' }] as const;
+  const cases = wanted.map((selinux) => ['selinux', { jail: { selinux } }] as const);
   await refusedCleanly(t, 'ERR_CASEMATE_SELINUX', cases);
 });
 

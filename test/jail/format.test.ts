@@ -356,7 +356,7 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   t.is<number, number>(wire.magic, c('CASEMATE_WIRE_MAGIC'));
   t.is<number, number>(wire.version, c('CASEMATE_WIRE_VERSION'));
   const fds = { control: 'CONTROL', kvm: 'KVM', guest: 'GUEST', lease: 'LEASE', devices: 'DEVICES' };
-  const consoles = { consoleOut: 'CONSOLE_OUT', consoleIn: 'CONSOLE_IN' };
+  const consoles = { consoleOut: 'CONSOLE_OUT', consoleIn: 'CONSOLE_IN', categories: 'CATEGORIES' };
   const { inputs, ...descriptors } = wire.descriptors;
   t.deepEqual<object, object>(descriptors, constants({ ...fds, ...consoles }, 'CASEMATE_FD_'));
   const [first, second, last] = ['INPUT', 'INITRDS', 'INITRDS_LAST'].map((name) => c(`CASEMATE_FD_${name}`)) as [
@@ -370,7 +370,7 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   ]);
   t.is<number, number>(inputs.length, c('CASEMATE_MAX_INITRDS'));
   t.is<number, number>(wire.maxInitrds, inputs.length);
-  t.is(Math.max(...inputs) + 1, descriptors.devices, 'nothing lies above where those of devices begin');
+  t.is(descriptors.categories + 1, descriptors.devices, 'nothing lies above where those of devices begin');
   const commands = { configure: 'CONFIGURE', run: 'RUN', pause: 'PAUSE', resume: 'RESUME' };
   const streamCommands = { streamConnect: 'CONNECT', streamAccept: 'ACCEPT', streamRefuse: 'REFUSE' };
   t.deepEqual<object, object>(wire.commands, {
@@ -384,7 +384,12 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
   const formats = { auto: 'AUTO', elf: 'ELF', flat: 'FLAT', linux: 'LINUX', pvh: 'PVH' };
   t.deepEqual<object, object>(wire.formats, constants(formats, 'CASEMATE_IMAGE_'));
   const flags = { console: 'CONSOLE', lease: 'LEASE', landlock: 'LANDLOCK', seccomp: 'SECCOMP' };
-  const others = { noNewPrivs: 'NO_NEW_PRIVS', parentDeath: 'PARENT_DEATH', paused: 'PAUSED' };
+  const others = {
+    noNewPrivs: 'NO_NEW_PRIVS',
+    parentDeath: 'PARENT_DEATH',
+    paused: 'PAUSED',
+    categories: 'CATEGORIES',
+  };
   t.deepEqual<object, object>(wire.flags, constants({ ...flags, ...others }, 'CASEMATE_CONFIGURE_'));
   const events = { jailed: 'JAILED', doorbell: 'DOORBELL', paused: 'PAUSED', resumed: 'RESUMED', exited: 'EXITED' };
   const streamEvents = {

@@ -95,7 +95,7 @@ test('nothing is left of a cgroup, however its VM ends or does not start', async
     await refused(t, { guest: '/nowhere', limits }, 'ERR_CASEMATE_FILE');
     await refused(
       t,
-      { guest: waiting, limits, jail: { selinux: { context: 'no:such:context:s0' } } },
+      { guest: waiting, limits, jail: { selinux: { context: 'no:such:context:s0:c1,c2' } } },
       'ERR_CASEMATE_SELINUX',
     );
     await t.throwsAsync(launch({ guest: waiting, limits, signal: AbortSignal.timeout(1) }), { name: 'AbortError' });

@@ -1,0 +1,186 @@
+import { CasemateError, isSystemError, wrapSystemError } from '../errors.js';
+import type { NativeFile } from '../jail/native.js';
+import { native } from '../native.js';
+import { deniedOf } from './access.js';
+import { formatContext, parseContext, type SelinuxContext } from './context.js';
+import { checkContext, selinuxError } from './host.js';
+import { leaseGiven, leasePair } from './leases.js';
+import type { SelinuxRequest } from './request.js';
+
+/** Types of policy/casemate.cil. */
+export const types = {
+  monitor: 'casemate_vmm_t',
+  executable: 'casemate_vmm_exec_t',
+  image: 'casemate_image_t',
+  content: 'casemate_content_t',
+} as const;
+
+/** The label of a VM. */
+export interface VmLabel {
+  /** Of its monitor and its sockets. */
+  readonly context: string;
+  /** Its pair, where it has one: leased to it alone, or given. */
+  readonly categories: readonly [number, number] | undefined;
+  readonly isLeased: boolean;
+  /** Keeps the pair; a launch takes it. */
+  readonly lease: NativeFile | undefined;
+  /** Of what it reads and writes, and of what it shares with others. */
+  readonly image: string;
+  readonly content: string;
+}
+
+let isHere: boolean | undefined;
+
+/** Whether this kernel runs with SELinux: that does not change while it runs. @internal */
+export function isSelinuxHere(): boolean {
+  isHere ??= native.selinuxStatus() >= 0;
+  return isHere;
+}
+
+/** Why a launch with `'auto'` has no label. */
+export type Unlabelled = { readonly unlabelled: string };
+
+/**
+ * The label of a VM to be, or why it has none, where the request allows that. Its lease is the caller's to close or to hand
+ * on.
+ *
+ * @throws CasemateError `ERR_CASEMATE_SELINUX`, with what the host lacks.
+ * @internal
+ */
+export function labelFor(request: SelinuxRequest): VmLabel | Unlabelled {
+  if (request.mode === 'off') return off;
+  if (!isSelinuxHere()) {
+    if (request.mode === 'auto') return disabled;
+    throw selinuxError('SELinux is not enabled on this host', {
+      step: 'selinux',
+      remedy: "Boot with security=selinux and a policy, or launch with selinux: 'auto' or 'off' (docs/selinux.md).",
+    });
+  }
+  if (request.mode === 'enforcing' && native.selinuxStatus() !== 1) {
+    throw selinuxError('SELinux is permissive: its rules are logged, not enforced', {
+      step: 'mode',
+      remedy: "Run `setenforce 1`, or launch with selinux: 'permissive-ok'.",
+    });
+  }
+  try {
+    return request.context === undefined ? ownLabel(request) : givenLabel(request.context);
+  } catch (error) {
+    if (request.mode !== 'auto' || !(error instanceof CasemateError)) throw error;
+    return { unlabelled: `${error.message} (selinux: 'auto')` };
+  }
+}
+
+const off: Unlabelled = { unlabelled: 'off' };
+const disabled: Unlabelled = { unlabelled: 'SELinux is disabled on this host' };
+
+let own: SelinuxContext | undefined;
+
+/** This process's own context; read once, for who changes it does so before anything else. */
+function ownContext(): SelinuxContext {
+  own ??= parseContext(wrapSystemError('ERR_CASEMATE_SYSTEM', () => native.selinuxContext()));
+  return own;
+}
+
+/** The caller's user and role: to change them would take rights of their own. */
+function ownLabel({ categories }: SelinuxRequest): VmLabel {
+  const { user, role, range } = ownContext();
+  const base = formatContext({ user, role, type: types.monitor, range: single(0, []) });
+  checkModule(base);
+  checkTransition(base);
+  const mine = new Set(range?.high.categories ?? []);
+  const allowed = (categories ?? [...mine]).filter((category) => mine.has(category));
+  if (allowed.length < 2) {
+    throw selinuxError(
+      `The context that Node runs in has ${mine.size} categories, of which ${allowed.length} may be used`,
+      {
+        step: 'categories',
+        remedy: 'Run Node with a range: runcon -l s0-s0:c0.c1023, or SELinuxContext= of its systemd unit.',
+      },
+    );
+  }
+  const { pair, file } = leasePair(allowed);
+  const level = single(range?.low.sensitivity ?? 0, pair);
+  return {
+    context: formatContext({ user, role, type: types.monitor, range: level }),
+    categories: pair,
+    isLeased: true,
+    lease: file,
+    image: formatContext({ user, role: 'object_r', type: types.image, range: level }),
+    content: formatContext({ user, role: 'object_r', type: types.content, range: single(0, []) }),
+  };
+}
+
+function givenLabel(context: string): VmLabel {
+  checkContext(context);
+  checkTransition(context);
+  const { range } = parseContext(context);
+  const { user } = ownContext();
+  const [low, high, ...more] = range?.high.categories ?? [];
+  const isPair = low !== undefined && high !== undefined && more.length === 0;
+  const lease = isPair ? leaseGiven([low, high]) : undefined;
+  return {
+    context,
+    categories: lease?.pair,
+    isLeased: false,
+    lease: lease?.file,
+    image: formatContext({
+      user,
+      role: 'object_r',
+      type: types.image,
+      ...(range && { range: { low: range.high, high: range.high } }),
+    }),
+    content: formatContext({ user, role: 'object_r', type: types.content, range: single(0, []) }),
+  };
+}
+
+function single(sensitivity: number, categories: readonly number[]) {
+  const level = { sensitivity, categories };
+  return { low: level, high: level };
+}
+
+let hasModule = false;
+
+/** One that is removed while we run makes the launch fail at its first step. */
+function checkModule(base: string): void {
+  if (hasModule) return;
+  try {
+    checkContext(base);
+  } catch (cause) {
+    throw selinuxError(`The loaded policy knows no ${base}: casemate's module is not in it, or not for this caller`, {
+      step: 'policy',
+      remedy: 'Run `casemate selinux install` as root, and `casemate selinux check`.',
+      cause,
+    });
+  }
+  hasModule = true;
+}
+
+function checkTransition(context: string): void {
+  const caller = formatContext(ownContext());
+  const denied = [
+    ...deniedOf(caller, context, 'process', ['transition']),
+    ...deniedOf(caller, caller, 'process', ['setexec', 'setsockcreate']),
+  ];
+  if (denied.length === 0) return;
+  throw selinuxError(`The policy does not let ${caller} start a process as ${context}: ${denied.join(', ')}`, {
+    step: 'transition',
+    remedy: 'Run Node in a domain of the attribute casemate_caller (docs/selinux.md), as casemate_service_t is.',
+  });
+}
+
+/**
+ * Labels a memory file, or another one that nobody else has.
+ * @internal
+ */
+export function setLabel(file: NativeFile, context: string): void {
+  try {
+    file.setContext(context);
+  } catch (cause) {
+    if (!isSystemError(cause)) throw cause;
+    throw selinuxError(`A memory file cannot be labelled ${context}: ${cause.message}`, {
+      step: 'label',
+      remedy: 'May this caller relabel files to that type? See `casemate selinux denials`.',
+      cause,
+    });
+  }
+}
