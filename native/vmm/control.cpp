@@ -35,7 +35,10 @@ void expect_command(std::uint32_t type) {
 } // namespace
 
 void send_message(const void* message, std::size_t size) {
-  sys::call_retry(__NR_sendto, CASEMATE_FD_CONTROL, message, size, msg_nosignal, nullptr, 0);
+  if (sys::call_retry(__NR_sendto, CASEMATE_FD_CONTROL, message, size, msg_nosignal, nullptr, 0) <
+      0) {
+    exit_process(1);
+  }
 }
 
 std::uint32_t next_command() { return receive_command(msg_dontwait); }

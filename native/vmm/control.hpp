@@ -9,8 +9,8 @@
 
 namespace casemate::vmm {
 
-/// Sends `size` bytes that begin with a struct casemate_event. Errors are not looked
-/// at: the other end can only have hung up, which ends the next receive.
+/// Sends `size` bytes that begin with a struct casemate_event. Where that fails, Node has hung
+/// up, or the host has no memory for a message that Node would wait for: the process ends.
 void send_message(const void* message, std::size_t size);
 
 template <typename Event> void send(Event& event, casemate_event_type type) {

@@ -153,7 +153,7 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
 
   await_run();
   timeline.stamp(CASEMATE_STAMP_RUN);
-  start_control_signal();
+  check(CASEMATE_SETUP_DESCRIPTORS, start_control_signal());
   const bool has_console = configuration.has(CASEMATE_CONFIGURE_CONSOLE);
   const machine::Console console(has_console ? CASEMATE_FD_CONSOLE_OUT : -1,
                                  has_console ? CASEMATE_FD_CONSOLE_IN : -1, CASEMATE_FD_CONTROL);

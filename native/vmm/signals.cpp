@@ -70,9 +70,9 @@ sys::SysError prepare_control_signal() {
   return sys::check("fcntl", sys::call(__NR_fcntl, CASEMATE_FD_CONTROL, F_SETOWN, self));
 }
 
-void start_control_signal() {
-  sys::call(__NR_fcntl, CASEMATE_FD_CONTROL, F_SETFL, O_RDWR | FASYNC);
-  raised = true; // for what came before, and raised no signal
+sys::SysError start_control_signal() {
+  raised = true; // for what comes before, and raises no signal
+  return sys::check("fcntl", sys::call(__NR_fcntl, CASEMATE_FD_CONTROL, F_SETFL, O_RDWR | FASYNC));
 }
 
 void interrupt_on_control(const kvm::Vcpu& vcpu) { interrupted = &vcpu; }

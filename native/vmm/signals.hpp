@@ -12,7 +12,7 @@ sys::SysError prepare_control_signal();
 /// From here on the kernel raises SIGIO whenever there is something on the control
 /// socket, its hang-up too: that gets the vCPU out of guest code without a second
 /// thread. Not before the guest is to run: set-up is not to be interrupted. fcntl(2)
-void start_control_signal();
+sys::SysError start_control_signal();
 
 /// The vCPU whose KVM_RUN the signal is to end. There must not be another.
 void interrupt_on_control(const kvm::Vcpu& vcpu);

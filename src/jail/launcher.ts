@@ -136,6 +136,9 @@ export interface LaunchRequest {
   readonly label?: string | undefined;
 }
 
+/** EOWNERDEAD, by which the launcher says that no step has failed, and that its process is gone nevertheless. */
+const childDied = -130;
+
 /** How long a program may take to say that it has given up its rights: it is a millisecond's work. */
 const announcementTimeoutMs = 10_000;
 
@@ -207,6 +210,13 @@ export function timelineSteps(plan: EncodedPlan, stamps: BigUint64Array): Timeli
 /** The typed error of a launch that failed before its monitor spoke. */
 export function launchError(outcome: LaunchOutcome): CasemateError {
   const { stage, step, error, mismatch } = outcome;
+  if (error?.errno === childDied) {
+    return new CasemateError('ERR_CASEMATE_LAUNCH_STEP', `The process was killed at launch step ${step ?? stage}`, {
+      step: step ?? stage,
+      remedy: 'Was it out of memory (see the log of the kernel), or did another program kill it?',
+      cause: error,
+    });
+  }
   if (stage === 'check') {
     return new CasemateError(
       'ERR_CASEMATE_JAIL_MISMATCH',

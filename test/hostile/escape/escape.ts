@@ -5,7 +5,7 @@
 import { closeSync, openSync } from 'node:fs';
 import { getSystemErrorName } from 'node:util';
 import { type LayerName, layerNames } from 'casemate/jail';
-import { OtherNode, packageWithMonitor } from '../../helpers/node.js';
+import { packageWithMonitor, tellsOf } from '../../helpers/node.js';
 import { program } from '../../helpers/programs.js';
 
 /** What came of a try: `'open'`, what stopped it otherwise: `'seccomp'` or the name of an error. */
@@ -66,11 +66,10 @@ export async function underAttack<T>(script: string, uid?: number): Promise<T> {
   // Whoever it is, it has the device at descriptor 3.
   const prelude =
     "import { launch as start } from 'casemate';\nconst launch = (options) => start({ kvm: { fd: 3 }, ...options });\n";
-  const node = new OtherNode(prelude + script, { through: through(uid), cwd: hostilePackage(), descriptors: [device] });
   try {
-    return await node.told<T>();
+    // To its end: it removes what it has made to be reached.
+    return await tellsOf<T>(prelude + script, { through: through(uid), cwd: hostilePackage(), descriptors: [device] });
   } finally {
-    await node.kill();
     closeSync(device);
   }
 }

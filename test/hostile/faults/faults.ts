@@ -1,0 +1,128 @@
+/**
+ * Launches of which one system call fails, or at one of which the process is killed: any that its process makes, from
+ * `clone3` up to its guest's end, and any of the threads that launch. test/programs/fault.c has the kernel ask it about
+ * each call, so nothing here knows which ones there are.
+ */
+import { constants } from 'node:os';
+import { syscallName } from '#lib/jail/syscalls.js';
+import { tellsOf } from '../../helpers/node.js';
+import { program } from '../../helpers/programs.js';
+
+/** How a call fails: with an error, or with its process killed. */
+export const faults = ['EPERM', 'ENOMEM', 'EMFILE', 'EAGAIN', 'EINTR', 'SIGKILL'] as const;
+export type Fault = (typeof faults)[number];
+
+/** Whose calls: of the process that is born for a launch, or of the threads that launch. */
+export type Whose = 'born' | 'task';
+
+/** What came of a launch of which one call failed. */
+export interface Outcome {
+  /** From 1 on. */
+  readonly number: number;
+  readonly call: string;
+  readonly fault: Fault;
+  /** How it ended, or why it did not come to that. */
+  readonly exit?: { readonly reason: string };
+  readonly error?: { name: string; code?: string; step?: string; errno?: number; remedy?: string; message: string };
+  readonly ms: number;
+}
+
+export interface Outcomes {
+  readonly outcomes: readonly Outcome[];
+  /** What this Node and its host have more of than before: nothing, if all is well. */
+  readonly left: readonly string[];
+}
+
+/** Options of the launches, as source. */
+export const guests = {
+  'a bare-metal guest': '{}',
+  'a Linux guest':
+    "{ kernel: kernel(follow(0x228), powerOff), cmdline: 'x', vcpus: 2, balloon: true, vsock: true, disks: [{ path: disk, readOnly: true }] }",
+} as const;
+
+export type GuestName = keyof typeof guests;
+
+/**
+ * Each call fails once, in its turn by the next of these; or by all of them, with `every`. Of calls that a step makes
+ * many of in a row, as of the 41 capabilities that go one by one, the first three.
+ */
+export async function failEach(
+  guest: GuestName,
+  whose: Whose,
+  by: readonly Fault[],
+  { every = false } = {},
+): Promise<Outcomes> {
+  const ways = by.map((fault) => [fault, fault === 'SIGKILL' ? -9 : constants.errno[fault]]);
+  const script = `
+    import { mkdtempSync, readSync, readdirSync, rmSync, writeFileSync, writeSync } from 'node:fs';
+    import { tmpdir } from 'node:os';
+    import { join } from 'node:path';
+    import { launch, warmUp } from 'casemate';
+    import { leaks } from '${new URL('../../helpers/leaks.js', import.meta.url)}';
+    import { follow, kernel, powerOff } from '${new URL('../../helpers/kernels.js', import.meta.url)}';
+    const folder = mkdtempSync(join(tmpdir(), 'casemate-faults-'));
+    const disk = join(folder, 'disk');
+    writeFileSync(disk, Buffer.alloc(4096));
+    const options = { console: 'ignore', timeoutMs: 20_000, ...${guests[guest]} };
+    const answer = Buffer.alloc(64);
+    const order = (number, error) => writeSync(3, '${whose} ' + number + ' ' + error + '\\n');
+    const failedCall = () => {
+      writeSync(3, '\\n');
+      return Number(answer.toString('latin1', 0, readSync(4, answer)).split(' ')[1]);
+    };
+    const ways = ${JSON.stringify(ways)};
+    const outcomes = [];
+    async function one(number, [fault, error]) {
+      await warmUp();
+      const begun = performance.now();
+      order(number, error);
+      let came;
+      try {
+        came = { exit: await (await launch(options)).exited };
+      } catch (error) {
+        came = { error: failure(error) };
+      }
+      const call = failedCall();
+      order(0, 0);
+      if (call < 0) return;
+      outcomes.push({ number, call, fault, ms: Math.round(performance.now() - begun), ...came });
+      return call;
+    }
+    async function all() {
+      let last;
+      let times = 0;
+      for (let number = 1; ; number += 1) {
+        const repeats = times > 3;
+        const turns = ${every} && !repeats ? ways : [ways[number % ways.length]];
+        let call;
+        for (const way of turns) call = await one(number, way);
+        // A fault early in a series may have made it shorter.
+        if (call === undefined) break;
+        times = call === last ? times + 1 : 1;
+        last = call;
+      }
+    }
+    await (await launch(options)).exited;
+    const left = await leaks(all);
+    rmSync(folder, { recursive: true });
+    tell({ outcomes, left });`;
+  const told = await tellsOf<{ outcomes: (Outcome & { call: number })[]; left: string[] }>(script, {
+    through: [program('fault')],
+  });
+  return { ...told, outcomes: told.outcomes.map((each) => ({ ...each, call: syscallName(each.call) })) };
+}
+
+/** What is wrong with an outcome, or undefined where it is as it should be: prompt, typed, and true. */
+export function flaw({ error, exit, fault, ms }: Outcome): string | undefined {
+  if (error === undefined) return exit?.reason === 'timeout' ? `it hangs, for ${ms} ms` : undefined;
+  const { name, code = '', step, remedy, errno } = error;
+  if (name !== 'CasemateError' || !/^ERR_CASEMATE_/.test(code)) return `${name} ${code}, not one of ours`;
+  // Ten seconds, where something waits for what does not come.
+  if (code === 'ERR_CASEMATE_TIMEOUT') return `a timeout, after ${ms} ms`;
+  if (!step || !remedy) return `${code} without step or remedy`;
+  // Of what was caused by it, like a hang-up, the error is another one.
+  if (code === 'ERR_CASEMATE_LAUNCH_STEP' && fault !== 'SIGKILL' && errno !== -constants.errno[fault]) {
+    return `${code} with errno ${errno}, for ${fault}`;
+  }
+  return undefined;
+}
