@@ -235,16 +235,17 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     const turn = this.#turn.then(async () => {
       if (this.#state === wanted) return;
       if (this.#state === 'exited') throw this.#closed('The VM has ended');
-      const answered = new Promise<void>((answer) => {
-        this.#asked = { wanted, answer };
+      const answered = new Promise<boolean>((resolve) => {
+        this.#asked = { wanted, answer: () => resolve(true) };
       });
       try {
         this.#child.send(bare(command));
       } catch {
         // It has hung up already: its end is on the way.
       }
-      await Promise.race([answered, this.exited]);
-      if ((this.#state as VmState) === 'exited') throw this.#closed('The VM has ended');
+      // Not by its state: Node may hear of the answer and of the end in the same moment, and then it was done.
+      const isDone = await Promise.race([answered, this.exited.then(() => false)]);
+      if (!isDone) throw this.#closed('The VM has ended');
     });
     this.#turn = turn.catch(() => {});
     return turn;

@@ -110,6 +110,18 @@ test.serial('a launch aborted before it resolves rejects, though its guest runs 
   await t.throwsAsync(launched, { name: 'AbortError', code: 'ABORT_ERR' });
 });
 
+test.serial('what was asked for and answered is done, though the VM has ended when Node hears of both', async (t) => {
+  await using vm = await launch({ guest: guest('exit'), startPaused: true });
+  const resumed = vm.resume();
+  await null; // it is a turn of its own that asks
+  // A launch that is done is seen to first, and leaves what else has happened in another order.
+  const other = launch({ guest: guest('exit') });
+  lookAway();
+  await resumed;
+  await (await other).exited;
+  t.deepEqual(await vm.exited, { reason: 'exit', code: 0 });
+});
+
 // ---- Aborting ------------------------------------------------------------------------------------------
 
 test.serial('one signal ends any number of VMs, without a warning about its listeners', async (t) => {
