@@ -66,12 +66,12 @@ export const echo = 'bafd030000 ec a801 74f6 83ea05 ec ee 3c2e 75ed';
 /** Little-endian, of 32 bits. */
 const word = (value: number): string => {
   const bytes = Buffer.alloc(4);
-  bytes.writeUInt32LE(value);
+  bytes.writeUInt32LE(value >>> 0);
   return bytes.toString('hex');
 };
 
 /** mov $register, %ecx; xor %edx, %edx; mov $value, %eax; wrmsr */
-const writeMsr = (register: number, value: number): string => `b9${word(register)} 31d2 b8${word(value)} 0f30`;
+export const writeMsr = (register: number, value: number): string => `b9${word(register)} 31d2 b8${word(value)} 0f30`;
 
 /** movb $byte, address, for each byte. */
 const store = (address: number, bytes: Buffer): string =>
@@ -130,3 +130,33 @@ export const printApicId = '66b801000000 0fa2 66c1eb18 88d8 0430 baf803 ee';
 /** mov $port, %edx; in (%dx), %al; mov $serial, %edx; out %al, (%dx): prints what a port reads as. */
 export const printPort = (port: number): string =>
   `ba${Buffer.from([port & 0xff, port >> 8, 0, 0]).toString('hex')} ec baf8030000 ee`;
+
+/** mov $register, %ecx; rdmsr */
+export const readMsr = (register: number): string => `b9${word(register)} 0f32`;
+
+/**
+ * mov $from, %edx; again: xor %eax, %eax; out %al, (%dx); out %ax, (%dx); out %eax, (%dx); in (%dx), %al; in (%dx), %ax;
+ * in (%dx), %eax; add $step, %edx; cmp $to, %edx; jb again
+ */
+export const touchPorts = (from: number, to: number, step: number): string =>
+  `ba${word(from)} 31c0 ee 66ef ef ec 66ed ed 81c2${word(step)} 81fa${word(to)} 72e8`;
+
+/**
+ * With page tables of its own, of the first GiB and the last one below 4 GiB. mov $from, %esi; again: mov (%rsi), %eax;
+ * movl $0, (%rsi); add $step, %esi; jnc again: up to 4 GiB.
+ */
+export function touchMemory(from: number, step: number): string {
+  const [pml4, pdpt, low, high] = [0x30000, 0x31000, 0x32000, 0x33000];
+  // mov $table, %edi; mov $page, %eax; mov $512, %ecx; again: mov %eax, (%rdi); add $8, %edi; add $0x200000, %eax; loop
+  const fill = (table: number, page: number) =>
+    `bf${word(table)} b8${word(page | 0x83)} b900020000 8907 83c708 0500002000 e2f4`;
+  return [
+    store32(pml4, pdpt | 3),
+    store32(pdpt, low | 3),
+    store32(pdpt + 3 * 8, high | 3),
+    fill(low, 0),
+    fill(high, 0xc000_0000),
+    `b8${word(pml4)} 0f22d8`, // mov $pml4, %eax; mov %rax, %cr3
+    `be${word(from)} 8b06 c70600000000 81c6${word(step)} 73f0`,
+  ].join('');
+}
