@@ -65,8 +65,8 @@ struct Launch {
   std::span<const std::byte> configuration;
   std::span<const std::byte> announcement;
   std::span<const std::byte> release;
-  bool in_host_mounts = false;        // sees the host's mounts instead of the prepared two
-  std::uint64_t deadline = 0;         // CLOCK_MONOTONIC ns, for the monitor to be jailed
+  bool in_host_mounts = false; // sees the host's mounts instead of the prepared two
+  std::uint64_t deadline = 0;  // CLOCK_MONOTONIC ns, for the monitor to be jailed
   /// SELinux label for the steps of the plan that have none; NUL-terminated.
   std::string_view label;
   std::atomic<bool> cancelled{false}; // by cancel()
