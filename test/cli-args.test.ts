@@ -35,6 +35,18 @@ test('doctor takes --json and nothing else', (t) => {
   t.throws(() => parseCommand(['doctor', '--verbose']), unusable);
 });
 
+test('selinux takes an action, status by default, and --json before or behind it', (t) => {
+  t.deepEqual(parseCommand(['selinux']), { name: 'selinux', action: 'status', json: false });
+  for (const action of ['status', 'install', 'remove', 'check', 'restore', 'denials'] as const) {
+    t.deepEqual(parseCommand(['selinux', action, '--json']), { name: 'selinux', action, json: true });
+    t.deepEqual(parseCommand(['selinux', '--json', action]), { name: 'selinux', action, json: true });
+  }
+  t.deepEqual(parseCommand(['selinux', '--help']), { name: 'help', topic: 'selinux' });
+  for (const bad of [['enforce'], ['check', 'more'], ['check', '--follow']]) {
+    t.throws(() => parseCommand(['selinux', ...bad]), unusable);
+  }
+});
+
 test('bench takes how many launches and of how much memory', (t) => {
   t.deepEqual(parseCommand(['bench']), { name: 'bench', launches: 100, json: false });
   const argv = ['bench', '-n', '20', '--memory', '64', '--json'];

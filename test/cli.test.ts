@@ -112,6 +112,16 @@ test('help tells a newcomer where to start', async (t) => {
   t.deepEqual((await casemate([])).stdout, stdout);
 });
 
+requires('noSelinux')('without SELinux its status says so, and a check of it fails with what to do', async (t) => {
+  const status = await casemate(['selinux', '--json']);
+  t.is(status.code, 0);
+  t.like(JSON.parse(status.stdout.toString()), { mode: 'disabled', unlabelled: 'SELinux is disabled on this host' });
+  const check = await casemate(['selinux', 'check']);
+  t.is(check.code, 1);
+  t.regex(check.stdout.toString(), /✗ mode: disabled\n {2}→ /);
+  t.regex((await casemate(['help', 'selinux'])).stdout.toString(), /install/);
+});
+
 test('help knows every command, and every option of it', async (t) => {
   const { stdout } = await casemate(['help', 'run']);
   for (const option of [

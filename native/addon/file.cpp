@@ -70,6 +70,9 @@ File::File(const Napi::CallbackInfo& info) : Napi::ObjectWrap<File>(info) {
     fd_ = make_memfd(env, "casemate", info[0], all_seals);
     size_ = static_cast<double>(info[0].As<Napi::Uint8Array>().ByteLength());
     is_kept_ = !kind.empty();
+    if (is_kept_) {
+      reopen_read_only(env);
+    }
   } else if (kind == "copy") {
     copy(env, info[0]);
   } else if (kind == "leases") {
@@ -152,12 +155,22 @@ void File::note_size(Napi::Env env, const char* path) {
   }
 }
 
+/// What many launches share is read by all of them, and the right to write would be asked for
+/// with its descriptor, seals or not: under an SELinux label it would not arrive. open(2)
+void File::reopen_read_only(Napi::Env env) {
+  const std::string path = "/proc/self/fd/" + std::to_string(fd_.get());
+  const long opened = sys::call(__NR_open, path.c_str(), O_RDONLY | O_CLOEXEC);
+  check(env, sys::check("open", opened), path.c_str());
+  fd_.reset(static_cast<int>(opened));
+}
+
 /// seal(): what is in it by now, nobody changes any more; fcntl(2), F_ADD_SEALS
 void File::seal(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   check(env,
         sys::check("fcntl(F_ADD_SEALS)", sys::call(__NR_fcntl, fd_.get(), F_ADD_SEALS, all_seals)));
   note_size(env, nullptr);
+  reopen_read_only(env);
 }
 
 /// lease(byte, shared): whether this open file has a lock on that byte now, until it ends

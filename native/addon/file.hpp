@@ -23,6 +23,7 @@ private:
   void open_disk(Napi::Env env, const Napi::Value& source, bool is_writable);
   void copy(Napi::Env env, const Napi::Value& source);
   void connect(Napi::Env env, const std::string& path);
+  void reopen_read_only(Napi::Env env);
   void note_size(Napi::Env env, const char* path);
   void seal(const Napi::CallbackInfo& info);
   Napi::Value lease(const Napi::CallbackInfo& info);

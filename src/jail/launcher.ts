@@ -256,7 +256,9 @@ const remedies: Readonly<Record<string, string>> = {
   clone: 'Namespaces of some kind cannot be made here: see /proc/sys/user/max_*_namespaces and `casemate doctor`.',
   execLabel: 'The loaded SELinux policy does not know this context, or the caller may not set it.',
   socketLabel: 'The loaded SELinux policy does not know this context, or the caller may not set it.',
-  exec: 'The monitor must lie on a filesystem that is not mounted noexec, and be executable by its own user.',
+  exec:
+    'The monitor must lie on a filesystem that is not mounted noexec, and be executable by its own user; with SELinux it ' +
+    'has a label of its own: run `casemate selinux check`.',
   coreScheduling: "This kernel has no core scheduling (CONFIG_SCHED_CORE): switch the layer 'coreScheduling' off.",
   keyring: 'This kernel has no keyrings, or its quota is used up: see /proc/sys/kernel/keys, or switch the layer off.',
 };

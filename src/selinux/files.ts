@@ -87,7 +87,11 @@ export class FileLabels {
       this.#claimed.push({ copy, entry, path: entryPath });
       write(target, to);
     } catch (error) {
-      if (this.#claimed.at(-1)?.copy === copy) this.#claimed.pop();
+      const last = this.#claimed.at(-1);
+      if (last !== undefined && last.copy === copy) {
+        this.#claimed.pop();
+        rmSync(last.path, { force: true }); // its label is what it was
+      }
       copy?.close();
       throw labelError(option, name, to, error);
     }

@@ -164,7 +164,7 @@ function checkTransition(context: string): void {
   if (denied.length === 0) return;
   throw selinuxError(`The policy does not let ${caller} start a process as ${context}: ${denied.join(', ')}`, {
     step: 'transition',
-    remedy: 'Run Node in a domain of the attribute casemate_caller (docs/selinux.md), as casemate_service_t is.',
+    remedy: 'Run Node in a domain of the attribute casemate_caller (docs/selinux.md).',
   });
 }
 

@@ -86,7 +86,7 @@ check("it has sockets of no family but Unix streams, and labelled packets that n
             and permission != "recvfrom"))
 check("it binds to no port and sends over no interface or node",
       rules(lambda _, kind, __: kind in {"node", "netif", "packet"}))
-stream = {VMM, "setrans_t", "casemate_service_t", "unconfined_t", "sysadm_t"}
+stream = {VMM, "setrans_t", "unconfined_t", "sysadm_t"}
 check("it connects to no program but the one that translates labels for all",
       rules(lambda target, _, permission: permission in {"connectto", "sendto"} and target not in {VMM, "setrans_t"}))
 check("streams are its own, or its launcher's",
@@ -117,9 +117,8 @@ check("only callers may start one",
 check("only its own binary is a way in",
       {target for source, target, _, __ in allowed(source=VMM, tclass=["file"], perms=["entrypoint"])
        if source == VMM and target != "casemate_vmm_exec_t"})
-check("a transition needs a caller without no_new_privs, and a mount that allows it",
-      {f"{source} {permission}" for source, target, _, permission in allowed(target=VMM, tclass=["process2"])
-       if target == VMM and source in callers and source == "casemate_service_t"})
+check("no rule of ours is for a caller with no_new_privs, or for a mount that forbids transitions",
+      [rule for rule in setools.TERuleQuery(policy, target=VMM, target_indirect=False, tclass=["process2"]).results()])
 
 constrained = {}
 for rule in policy.constraints():
