@@ -6,7 +6,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { checkBinaries } from './binaries.js';
-import { conclude } from './suite.js';
+import { conclude, Tally } from './suite.js';
 import { unlessSame } from './unless-same.js';
 
 const fix = process.argv.includes('--fix');
@@ -103,21 +103,19 @@ const checks = [
   },
 ];
 
-const tally = { passed: 0, failed: 0, skipped: 0 };
+const tally = new Tally();
 for (const { title, tools, check } of fix ? checks.slice(0, 2) : checks) {
   const missing = tools.filter((tool) => spawnSync(tool, ['--version']).error !== undefined);
   if (missing.length > 0 && process.env.CI === undefined) {
-    tally.skipped++;
-    console.log(`ok - ${title} # SKIP not installed: ${missing.join(', ')}`);
+    tally.say(`ok - ${title} # SKIP not installed: ${missing.join(', ')}`);
     continue;
   }
   try {
     await check();
-    tally.passed++;
-    console.log(`ok - ${title}`);
+    tally.say(`ok - ${title}`);
   } catch (error) {
-    tally.failed++;
-    console.log(`${error.message}\nnot ok - ${title}`);
+    console.log(error.message);
+    tally.say(`not ok - ${title}`);
   }
 }
 conclude({ lint: tally });

@@ -4,25 +4,44 @@ import { spawn } from 'node:child_process';
 import { appendFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 
-/** Counts the lines of one TAP stream as they come. */
+/** Counts the lines of one TAP stream as they come. Any suite can speak like that. */
 export class Tally {
   passed = 0;
   failed = 0;
   skipped = 0;
+  /** What has failed, in its own words: a line, and those that say why. */
+  failures = [];
   #planned = 0;
+  #isExplained = false;
+
+  /** Prints a line that counts. */
+  say(line) {
+    console.log(line);
+    this.add(line);
+  }
 
   add(line) {
+    this.#isExplained &&= line.startsWith('  ');
+    if (this.#isExplained) this.failures.push(line);
     const [, not, directive] = /^(not )?ok\b(?:.*# (SKIP|TODO)\b)?/i.exec(line) ?? [null];
     if (directive !== undefined) this.skipped++;
-    else if (not !== undefined) this.failed++;
-    else if (/^ok\b/.test(line)) this.passed++;
+    else if (not !== undefined) {
+      this.#fail(line.trim());
+      this.#isExplained = true;
+    } else if (/^ok\b/.test(line)) this.passed++;
     this.#planned = Number(/^1\.\.(\d+)/.exec(line)?.[1] ?? this.#planned);
   }
 
   /** What was planned and did not come has failed; a suite that ended badly has failed, whatever it said before. */
   end(badly) {
-    this.failed += Math.max(0, this.#planned - this.passed - this.failed - this.skipped);
-    if (badly && this.failed === 0) this.failed = 1;
+    const missing = this.#planned - this.passed - this.failed - this.skipped;
+    if (missing > 0) this.#fail(`${missing} tests that were planned did not come`, missing);
+    if (badly && this.failed === 0) this.#fail('it ended badly');
+  }
+
+  #fail(what, count = 1) {
+    this.failed += count;
+    this.failures.push(what);
   }
 }
 
@@ -38,8 +57,7 @@ export async function runTap(command, args, env = {}) {
   });
   const tally = new Tally();
   for await (const line of createInterface({ input: child.stdout })) {
-    console.log(line);
-    tally.add(line);
+    tally.say(line);
   }
   const end = await ended;
   tally.end(end !== undefined);
@@ -57,15 +75,18 @@ export const total = (tallies) =>
 export const format = ({ passed, failed, skipped }) => `${passed} passed, ${failed} failed, ${skipped} skipped`;
 
 /**
- * Says what the suites came to and sets the exit code. `.ci/run` adds up several such runs: it asks for
- * their numbers in a file.
+ * Says what the suites came to and sets the exit code. `.ci/run` adds up several such runs: it asks for their numbers in
+ * a file, and for what has failed, behind numbers that add nothing, for its end is what people look at.
  */
 export function conclude(tallies) {
   const sum = total(Object.values(tallies));
   console.log();
   for (const [name, tally] of Object.entries(tallies)) console.log(`${name}: ${format(tally)}`);
+  const failures = Object.entries(tallies).flatMap(([name, tally]) => tally.failures.map((what) => `${name}: ${what}`));
+  for (const failure of failures) console.log(failure);
   if (process.env.CASEMATE_TALLY !== undefined) {
-    appendFileSync(process.env.CASEMATE_TALLY, `${sum.passed} ${sum.failed} ${sum.skipped}\n`);
+    const lines = [`${sum.passed} ${sum.failed} ${sum.skipped}`, ...failures.map((failure) => `0 0 0 ${failure}`)];
+    appendFileSync(process.env.CASEMATE_TALLY, `${lines.join('\n')}\n`);
   }
   process.exitCode = sum.failed > 0 ? 1 : 0;
 }

@@ -22,7 +22,7 @@ import { build } from 'esbuild';
 import { publint } from 'publint';
 import { formatMessage } from 'publint/utils';
 import { checkBinaries } from '../../scripts/binaries.js';
-import { conclude } from '../../scripts/suite.js';
+import { conclude, Tally } from '../../scripts/suite.js';
 
 process.chdir(fileURLToPath(new URL('../..', import.meta.url)));
 const work = mkdtempSync(join(tmpdir(), 'casemate-package-'));
@@ -100,23 +100,21 @@ function canLaunch() {
   }
 }
 
-const tally = { passed: 0, failed: 0, skipped: 0 };
+const tally = new Tally();
 
 /** Counts a check; what it gives is what later ones need. */
 async function check(title, body, reason) {
   if (reason !== undefined) {
-    tally.skipped++;
-    console.log(`ok - ${title} # SKIP ${reason}`);
+    tally.say(`ok - ${title} # SKIP ${reason}`);
     return undefined;
   }
   try {
     const value = await body();
-    tally.passed++;
-    console.log(`ok - ${title}`);
+    tally.say(`ok - ${title}`);
     return value;
   } catch (error) {
-    tally.failed++;
-    console.log(`${error.message}\nnot ok - ${title}`);
+    console.log(error.message);
+    tally.say(`not ok - ${title}`);
     return undefined;
   }
 }

@@ -1,6 +1,7 @@
 // The rig: a Debian machine with a KVM of its own, in which the package is installed as `npm pack` makes it.
 //
 //   node test/rig/main.js shell
+//   node test/rig/main.js images     what the other two make of packages, ahead of them
 //   node test/rig/main.js test [test/rig/foo.test.ts...]     default: what `suites` below has
 //
 // CASEMATE_RIG_SELINUX: "module" for a machine that enforces Debian's policy with our module, "debian" without it.
@@ -9,7 +10,7 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { conclude, Tally } from '../../scripts/suite.js';
-import { missingHere } from './image.js';
+import { kernelImage, missingHere, rootImage } from './image.js';
 import { results, runSuites, shell } from './machine.js';
 
 process.chdir(fileURLToPath(new URL('../..', import.meta.url)));
@@ -50,12 +51,17 @@ async function test(paths) {
 
 const [command, ...paths] = process.argv.slice(2);
 const missing = missingHere();
-if (command === 'shell') {
+if (command === 'images') {
+  if (missing !== undefined) throw new Error(missing);
+  rootImage();
+  kernelImage();
+} else if (command === 'shell') {
   if (missing !== undefined) console.error(missing);
   process.exitCode = missing === undefined ? await shell() : 1;
 } else if (missing === undefined) {
   await test(paths.length > 0 ? paths : suites);
 } else {
-  console.log(`ok 1 - the rig # SKIP ${missing}`);
-  conclude({ rig: { passed: 0, failed: 0, skipped: 1 } });
+  const tally = new Tally();
+  tally.say(`ok 1 - the rig # SKIP ${missing}`);
+  conclude({ rig: tally });
 }

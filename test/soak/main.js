@@ -8,7 +8,7 @@ import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { conclude } from '../../scripts/suite.js';
+import { conclude, Tally } from '../../scripts/suite.js';
 
 process.chdir(fileURLToPath(new URL('../..', import.meta.url)));
 const { values, positionals } = parseArgs({
@@ -54,12 +54,11 @@ const strangers = positionals.filter((name) => !scenarios.some((scenario) => sce
 if (strangers.length > 0)
   throw new Error(`No scenario ${strangers.join(', ')}: ${scenarios.map(({ name }) => name).join(', ')}`);
 
-const tally = { passed: 0, failed: 0, skipped: 0 };
+const tally = new Tally();
 
 async function run({ name, title, rounds, short, missing }, seed) {
   if (missing !== undefined) {
-    tally.skipped++;
-    console.log(`ok - ${name}: ${title} # SKIP ${missing}`);
+    tally.say(`ok - ${name}: ${title} # SKIP ${missing}`);
     return;
   }
   const planned = values.short ? short : rounds;
@@ -76,10 +75,9 @@ async function run({ name, title, rounds, short, missing }, seed) {
     console.log(`# ${name}: ${told.done} of ${planned}, after ${seconds()} s`);
   });
   const wrong = failure ?? (left?.length === 0 ? undefined : `It left behind:\n${left?.join('\n')}`);
-  tally[wrong === undefined ? 'passed' : 'failed']++;
   if (wrong !== undefined) console.log(`${wrong}\n# seed ${seed}`);
   const about = [`${planned} rounds`, `${seconds()} s`, ...notes].join(', ');
-  console.log(`${wrong === undefined ? 'ok' : 'not ok'} - ${name}: ${title} (${about})`);
+  tally.say(`${wrong === undefined ? 'ok' : 'not ok'} - ${name}: ${title} (${about})`);
 }
 
 /** The soak finds what it is there to find: a scenario that leaves a VM and a descriptor has failed. */
@@ -93,9 +91,8 @@ async function runControl() {
   const found =
     failure === undefined &&
     ['children', 'descriptors: /dev/zero'].every((what) => left.some((line) => line.startsWith(`+ ${what}`)));
-  tally[found ? 'passed' : 'failed']++;
   if (!found) console.log(failure ?? left.join('\n'));
-  console.log(`${found ? 'ok' : 'not ok'} - control: what is left behind is found`);
+  tally.say(`${found ? 'ok' : 'not ok'} - control: what is left behind is found`);
 }
 
 const asked = scenarios.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
