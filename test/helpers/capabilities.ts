@@ -77,6 +77,10 @@ export const capabilities = {
     probe: () => runs('setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', 'true'),
     reason: 'cannot become another user (setpriv, as root)',
   },
+  passt: {
+    probe: () => runs('passt', '--version'),
+    reason: 'no passt(1)',
+  },
   strace: {
     probe: () => runs('strace', '-f', '-o', '/dev/null', 'true'),
     reason: 'strace is missing or may not trace',

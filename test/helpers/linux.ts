@@ -3,12 +3,14 @@
  * which the rig has; test/rig/image.js makes it. In there:
  *
  *     busybox                 static
+ *     systemd.ext4            a root of Debian, whose init is systemd; 192 MiB, sparse
  *     <name>/vmlinuz          the kernel as its distribution installs it
  *     <name>/vmlinux          the same, unpacked
  *     <name>/modules/*.ko     some of its modules, not compressed
  *     <name>/kernel.json      { version, modules: { "virtio_net": ["failover.ko", ...] } }: what each takes, in the
  *                             order in which to load it; nothing where it is built in
  */
+import { spawnSync } from 'node:child_process';
 import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { LaunchOptions, Vm } from 'casemate';
@@ -92,6 +94,12 @@ export function busyboxRoot(files: readonly Entry[] = []): Entry[] {
 /** What the agent loads before anything else. */
 export const agentModules = (kernel: TestKernel, modules: readonly string[]): Entry[] =>
   moduleFiles(kernel, modules).map((file) => moduleAt(kernel, 'casemate/modules', file));
+
+/** A disk whose root has systemd as its init, for one guest. */
+export function systemdDisk(path: string): void {
+  const { status, stderr } = spawnSync('cp', ['--sparse=always', join(folder, 'systemd.ext4'), path]);
+  if (status !== 0) throw new Error(String(stderr));
+}
 
 /** Makes a folder as depmod leaves one of these modules and of what they need: /lib/modules/<version> in small. */
 export function modulesFolder(kernel: TestKernel, modules: readonly string[], path: string): void {

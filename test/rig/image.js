@@ -30,6 +30,7 @@ import {
   release,
   tools,
   toolsRelease,
+  userSpace,
 } from './packages.js';
 
 /** Absolute, for apt takes other paths for those below its root. */
@@ -202,6 +203,16 @@ export function policyWithModule() {
   return { tree, policy: `${policyFolder}/policy/${policy}`, archive: join(folder, 'policy.tar') };
 }
 
+/** These tools as a disk, for the bench: what the machine is run with is what its guests are compared with. */
+export function qemuImage() {
+  const { folder } = tool('usr/bin/qemu-system-x86_64');
+  return cached('rig-qemu', recipe, (unfinished) => {
+    const tree = join(unfinished, 'tree');
+    cpSync(folder, tree, { recursive: true, verbatimSymlinks: true });
+    filesystem(tree, join(unfinished, 'disk'), 256);
+  });
+}
+
 const runTool = (path, args, through = []) => {
   const { folder, command } = tool(path);
   const [first, ...rest] = [...through, ...command, ...args];
@@ -293,8 +304,20 @@ export function kernelImage() {
       copyFileSync(join(tree, 'usr/bin/busybox'), join(disk, 'busybox'));
       rmSync(tree, { recursive: true });
     }
-    filesystem(disk, join(folder, 'disk'), 512);
+    userSpaceImage(join(folder, 'unpacked'), join(disk, 'systemd.ext4'));
+    filesystem(disk, join(folder, 'disk'), 768);
   });
+}
+
+/** A root of a guest, with systemd as its init. */
+function userSpaceImage(tree, image) {
+  unpack(userSpace, release, tree);
+  symlinkSync('bash', join(tree, 'usr/bin/sh'));
+  writeFileSync(join(tree, 'etc/passwd'), 'root:x:0:0::/root:/bin/bash\n');
+  writeFileSync(join(tree, 'etc/group'), 'root:x:0:\n');
+  // Of what starts with a machine it has what every one has; an empty one is made at each start.
+  writeFileSync(join(tree, 'etc/machine-id'), '');
+  filesystem(tree, image, 192);
 }
 
 /** The folders of npm packages that a package of ours needs to run, as package-lock.json has them. */

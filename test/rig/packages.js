@@ -40,6 +40,8 @@ export const inside = [
   // Disks of guests are made by them.
   'e2fsprogs',
   'erofs-utils',
+  // A network for guests that takes no rights.
+  'passt',
   // What tests look at processes with.
   'procps',
   'strace',
@@ -89,3 +91,15 @@ export const modules = [
 
 /** The user space of guests of tests. */
 export const busybox = 'busybox-static';
+
+/** And a larger one, with an init of its own: a disk of it lies with the kernels. */
+export const userSpace = [
+  'base-files',
+  'bash',
+  'coreutils',
+  'libc-bin',
+  'mount',
+  'systemd',
+  'systemd-sysv',
+  'util-linux',
+];

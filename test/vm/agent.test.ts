@@ -1,5 +1,6 @@
 /** The agent in real guests: what it is there, as init and beside one. Commands and files by it: test/agent. */
-import { spawn } from 'node:child_process';
+
+import { spawn, spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -8,13 +9,23 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { CasemateError, type LaunchOptions, launch, type Vm } from 'casemate';
-import { cpio, type Entry } from 'casemate/image';
+import { cpio, type Entry, makeImage } from 'casemate/image';
 import { type ExecutionContext, requires } from '../helpers/index.js';
-import { agentModules, busyboxRoot, initrd, modulesFolder, says, testKernel, testKernels } from '../helpers/linux.js';
+import {
+  agentModules,
+  busyboxRoot,
+  initrd,
+  modulesFolder,
+  says,
+  systemdDisk,
+  testKernel,
+  testKernels,
+} from '../helpers/linux.js';
 import { patience } from '../helpers/proc.js';
 
 // One after the other: where kernels can be tested at all, there is seldom memory for many.
 const test = requires('kvm', 'kernels').serial;
+const testDisk = requires('kvm', 'kernels', 'e2fsprogs').serial;
 
 const commandLine = fileURLToPath(import.meta.resolve('#lib/cli/main.js'));
 const drivers = ['virtio_mmio', 'vmw_vsock_virtio_transport'];
@@ -49,13 +60,13 @@ for (const kernel of testKernels) {
   });
 }
 
-/** A folder of the modules of the test's kernel, and an initrd in which nothing is that the agent needs. */
-function withFiles(body: (files: { modules: string; root: string }) => Promise<void>): Promise<void> {
+/** A folder of the modules of the test's kernel, an initrd in which nothing is that the agent needs, and a disk's path. */
+function withFiles(body: (files: { modules: string; root: string; disk: string }) => Promise<void>): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), 'casemate-agent-'));
-  const [modules, root] = [join(folder, 'modules'), join(folder, 'root.cpio')];
-  modulesFolder(testKernel, drivers, modules);
+  const [modules, root, disk] = [join(folder, 'modules'), join(folder, 'root.cpio'), join(folder, 'disk')];
+  modulesFolder(testKernel, [...drivers, 'virtio_blk', 'ext4'], modules);
   writeFileSync(root, cpio(busyboxRoot()));
-  return body({ modules, root }).finally(() => rmSync(folder, { recursive: true }));
+  return body({ modules, root, disk }).finally(() => rmSync(folder, { recursive: true }));
 }
 
 test('the modules that it needs are taken from the folder of its kernel', async (t) => {
@@ -145,6 +156,53 @@ test('beside an init of the guest it runs too', async (t) => {
   // Without -f it would ask process 1, which is a shell here.
   await refused(t, vm.exec(['poweroff', '-f']), 'ERR_CASEMATE_AGENT');
   t.deepEqual(await vm.exited, { reason: 'poweroff' });
+});
+
+testDisk(
+  'without an initrd a disk is the root, and the agent its init; what was written is there afterwards',
+  async (t) => {
+    await withFiles(async ({ modules, disk }) => {
+      await makeImage({ add: busyboxRoot(), to: disk, format: 'ext4' });
+      const { initrd: _, ...rest } = options({
+        kernel: testKernel.vmlinuz,
+        disks: [{ path: disk }],
+        agent: { modules, startTimeoutMs: 60_000 * patience },
+      });
+      await using vm = await launch(rest);
+      t.regex(await output(vm, 'cat /proc/mounts'), /^\/dev\/vda \/ ext4 rw,/m);
+      t.is(await output(vm, 'cat /proc/1/comm'), 'agent');
+      await vm.writeFile('/root.txt', 'kept\n');
+      t.deepEqual(await vm.powerOff(), { reason: 'poweroff' });
+      const said = (command: string, ...args: string[]) => spawnSync(command, args, { encoding: 'utf8' });
+      t.is(said('debugfs', '-R', 'cat /root.txt', disk).stdout, 'kept\n');
+      // Clean, not only repairable.
+      t.is(said('e2fsck', '-f', '-n', disk).status, 0);
+    });
+  },
+);
+
+test('beside systemd it runs too, which ends as it is asked to', async (t) => {
+  await withFiles(async ({ modules, disk }) => {
+    systemdDisk(disk);
+    const { initrd: _, ...rest } = options({
+      disks: [{ path: disk }],
+      memoryMib: 512,
+      cmdline: 'console=ttyS0 quiet panic=-1 pci=off root=/dev/vda rw init=/sbin/init',
+      agent: { modules, startTimeoutMs: 60_000 * patience },
+    });
+    await using vm = await launch(rest);
+    vm.console.resume();
+    t.regex(await output(vm, 'readlink /proc/1/exe'), /systemd$/);
+    // Its last word on the start, once it can be asked: "degraded" where some unit of the distribution has failed.
+    const state = 'state=$(systemctl is-system-running --wait 2>/dev/null)';
+    const started = await output(
+      vm,
+      `until ${state}; [ "$state" = running ] || [ "$state" = degraded ]; do sleep 0.2; done; echo $state`,
+    );
+    t.regex(started, /^(running|degraded)$/);
+    t.is(await output(vm, 'systemctl show --property=ActiveState multi-user.target'), 'ActiveState=active');
+    t.deepEqual(await vm.powerOff(), { reason: 'poweroff' });
+  });
 });
 
 test('a request that its guest does not live to answer is an error, and later ones too', async (t) => {

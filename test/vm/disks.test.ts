@@ -1,8 +1,10 @@
 /** Disks of Linux guests: what a guest and the host see of them, who may have one, and what becomes of failures. */
+import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   closeSync,
   existsSync,
+  mkdirSync,
   mkdtempSync,
   openSync,
   readFileSync,
@@ -21,6 +23,7 @@ import { refused, run } from '../helpers/vm.js';
 
 const test = requires('kvm').serial;
 const testLinux = requires('kvm', 'kernels').serial;
+const testAsRoot = requires('kvm', 'kernels', 'root').serial;
 
 const folder = mkdtempSync(join(tmpdir(), 'casemate-disks-'));
 ava.after.always(() => rmSync(folder, { recursive: true }));
@@ -220,6 +223,65 @@ testLinux('where the host forbids io_uring, threads serve disks, and it can be s
   t.is(await served(), 'anon_inode:[io_uring]');
   writeFileSync(ringSwitch, '2');
   t.is(await served(), 'anon_inode:[eventfd]');
+});
+
+/** Runs a program of the host's, which must succeed. */
+function host(command: string, ...args: string[]): string {
+  const { status, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8' });
+  if (status !== 0) throw new Error(`${command} ${args.join(' ')}: ${stderr}`);
+  return stdout.trim();
+}
+
+testAsRoot(
+  'while the file system of a disk is full the guest is told so and Node too, and then it goes on',
+  async (t) => {
+    const place = join(folder, 'full');
+    mkdirSync(place);
+    host('mount', '-t', 'tmpfs', '-o', 'size=4m', 'full', place);
+    t.teardown(() => host('umount', '--lazy', place));
+    const [path, filler] = [join(place, 'disk'), join(place, 'filler')];
+    writeFileSync(path, '');
+    truncateSync(path, 16 << 20);
+    writeFileSync(filler, Buffer.alloc(3 << 20));
+    const write = 'dd if=/dev/zero of=/dev/vda bs=64k count=32 conv=fsync 2>/dev/null; echo "wrote $?"';
+    await using vm = await launch(linux(`${write}; read line; ${write}; echo end`, { modules, disks: [{ path }] }));
+    const errors: CasemateError[] = [];
+    vm.on('device-error', (error) => errors.push(error));
+    await says(vm, 'wrote 1');
+    t.is(errors.length, 1);
+    t.like(errors[0], { code: 'ERR_CASEMATE_DEVICE', step: 'options.disks[0]' });
+    t.regex(errors[0]?.message ?? '', /ENOSPC/);
+    rmSync(filler);
+    vm.console.write('\n');
+    t.regex(await says(vm, 'end'), /wrote 0/);
+    t.deepEqual(await vm.exited, { reason: 'poweroff' });
+  },
+);
+
+testAsRoot('block devices are disks, too, unless they are mounted', async (t) => {
+  const path = disk(Buffer.concat([Buffer.from('of a device\n'), Buffer.alloc(64 << 10, 'x')]), 8 << 20);
+  host('modprobe', 'loop');
+  const device = host('losetup', '--find', '--show', path);
+  t.teardown(() => host('losetup', '--detach', device));
+  const script = `head -n 1 /dev/vda; cat /sys/block/vda/size
+    echo written | dd of=/dev/vda bs=4096 seek=1 conv=sync,fsync 2>/dev/null; echo "wrote $?"
+    blkdiscard -o 8192 -l 4096 /dev/vda; echo "discarded $?"`;
+  const { output, exit } = await run(linux(script, { modules, disks: [{ path: device }] }));
+  t.regex(output, /of a device\r?\n16384\r?\nwrote 0\r?\ndiscarded 0/);
+  t.deepEqual(exit, { reason: 'poweroff' });
+  const bytes = readFileSync(path);
+  t.is(bytes.toString('latin1', 4096, 4104), 'written\n');
+  t.true(bytes.subarray(8192, 12288).every((byte) => byte === 0));
+  t.is(bytes[12288], 'x'.charCodeAt(0));
+  host('mke2fs', '-q', '-t', 'ext4', device);
+  const mounted = join(folder, 'mounted');
+  mkdirSync(mounted);
+  host('mount', device, mounted);
+  try {
+    await refused(t, { kernel: kernel(loop), disks: [{ path: device }] }, 'ERR_CASEMATE_FILE');
+  } finally {
+    host('umount', mounted);
+  }
 });
 
 testLinux(

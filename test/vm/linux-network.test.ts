@@ -2,17 +2,19 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
-import { createServer, type Socket } from 'node:net';
+import { chmodSync, closeSync, existsSync, mkdtempSync, openSync, rmSync } from 'node:fs';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { type CasemateError, type LaunchOptions, launch, type Vm } from 'casemate';
 import { type ExecutionContext, requires } from '../helpers/index.js';
-import { linux, says } from '../helpers/linux.js';
+import { linux, program, says } from '../helpers/linux.js';
 import { readProc, within } from '../helpers/proc.js';
+import { run } from '../helpers/vm.js';
 
 const { serial: test } = requires('kvm', 'kernels', 'tun');
+const { serial: testPasst } = requires('kvm', 'kernels', 'passt');
 const { serial: testAsRoot } = requires('kvm', 'kernels', 'tun', 'root');
 
 const modules = ['virtio_mmio', 'virtio_net'];
@@ -271,4 +273,50 @@ test('a guest talks through a stream, and hears when its other end hangs up', as
   t.deepEqual(await vm.exited, { reason: 'poweroff' });
   t.like(errors[0], { code: 'ERR_CASEMATE_DEVICE', step: 'options.network' });
   t.is(errors.length, 1);
+});
+
+/** Takes the lease that a DHCP server offers, and notes its router. */
+const takeLease = program(
+  'bin/take-lease',
+  `#!/bin/busybox sh
+if [ "$1" = bound ]; then
+  ip addr add "$ip/$mask" dev eth0
+  ip route add default via "$router"
+  echo "$router" >/router
+fi
+`,
+);
+
+testPasst('passt gives a guest an address, and connections of the host', async (t) => {
+  // Run by root, passt is nobody.
+  const place = folder(t);
+  chmodSync(place, 0o777);
+  const path = join(place, 'passt');
+  const passt = spawn('passt', ['--foreground', '--one-off', '--quiet', '--socket', path], {
+    stdio: ['ignore', 'inherit', 'inherit'],
+  });
+  t.teardown(() => passt.kill('SIGKILL'));
+  t.true(await within(5000, () => existsSync(path)));
+  const bytes = randomBytes(4 << 20);
+  const sum = createHash('md5').update(bytes).digest('hex');
+  const received = createHash('md5');
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    socket.on('data', (chunk) => received.update(chunk)).on('end', () => socket.end());
+    socket.write(bytes);
+  }).listen(0, '127.0.0.1');
+  t.teardown(() => server.close());
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  // The router is the host.
+  const script =
+    'ip link set eth0 up; udhcpc -i eth0 -q -n -f -s /bin/take-lease; ip addr show eth0; ' +
+    `head -c 1000000 /dev/urandom >/sent; md5sum </sent; nc $(cat /router) ${port} </sent >/received; md5sum </received`;
+  const { output, exit } = await run(
+    linux(script, { modules: [...modules, 'af_packet'], files: [takeLease], network: { stream: { path } } }),
+  );
+  t.deepEqual(exit, { reason: 'poweroff' });
+  t.regex(output, /inet [\d.]+\/\d+ scope global eth0/);
+  const [sent, got] = [...output.matchAll(/^([0-9a-f]{32}) {2}-/gm)].map(([, sum]) => sum);
+  t.is(got, sum, output);
+  t.is(received.digest('hex'), sent as string);
 });
