@@ -47,8 +47,7 @@ const suites = {
     const race = (...args) =>
       spawnSync('setarch', [...fixed, 'build/races/casemate-race', ...args], { encoding: 'utf8' });
     const found = race().status === 0 && /data race/.test(race('without a lock').stderr);
-    tally.add(`${found ? 'ok' : 'not ok'} - a race is found where the lock is left out, and only there`);
-    console.log(`${found ? 'ok' : 'not ok'} - a race is found where the lock is left out, and only there`);
+    tally.say(`${found ? 'ok' : 'not ok'} - a race is found where the lock is left out, and only there`);
     return tally;
   },
 };
