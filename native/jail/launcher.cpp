@@ -46,7 +46,7 @@ SysError write_label(const Host& host, const char* path, std::string_view label)
 }
 
 /// A label that clears is written as its NUL, without which nothing would be.
-constexpr std::string_view no_label("", 1);
+constexpr std::string_view no_label("\0", 1);
 
 /// What a monitor that has been let go still takes until its guest runs, and more. The
 /// pools are filled again after that long without a launch, or when they are half
