@@ -184,6 +184,7 @@ Outcome environment(int launches, bool leaves_early, std::uint32_t pooled) {
 std::vector<Outcome> at_once(int count, const std::function<Outcome(int)>& body) {
   std::vector<Outcome> outcomes(static_cast<std::size_t>(count));
   std::vector<std::thread> threads;
+  threads.reserve(outcomes.size());
   for (int i = 0; i < count; ++i) {
     threads.emplace_back([&, i] { outcomes[static_cast<std::size_t>(i)] = body(i); });
   }
