@@ -14,7 +14,7 @@ import {
 } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
-import { kernelImage, policyWithModule, projectImage, rootImage, tool } from './image.js';
+import { kernelImage, policyWithModule, projectImage, qemuImage, rootImage, tool } from './image.js';
 
 /** Where the logs of the last run are, and what it left behind. */
 export const results = resolve('build/rig');
@@ -89,30 +89,44 @@ const tail = (path, lines) =>
  * Runs compiled test files as each of some callers; `heard` gets each line of their TAP. Throws where the machine did
  * not come to its end, with what is known of that.
  */
-export async function runSuites(callers, files, heard) {
+export const runSuites = (callers, files, heard) =>
+  runKept([`RIG_CALLERS=${callers}`, `RIG_FILES=${files}`, `CASEMATE_PATIENCE=${10 * patience}`], [], heard);
+
+/** Likewise runs the bench, or parts of it, with the emulator's own disk. */
+export const runBench = (parts, rounds, words, heard) =>
+  runKept(
+    ['RIG_CALLERS=root', `RIG_BENCH=${parts}`, `RIG_ROUNDS=${rounds}`, `RIG_WORDS=${words}`],
+    [
+      '-drive',
+      `file=${join(qemuImage(), 'disk')},format=raw,if=none,id=qemu,snapshot=on`,
+      '-device',
+      'virtio-blk,drive=qemu',
+    ],
+    heard,
+  );
+
+async function runKept(environment, more, heard) {
   // Two rigs may run at the same time.
   const folder = mkdtempSync(`${results}-`);
   try {
-    await runIn(folder, callers, files, heard);
+    await runIn(folder, environment, more, heard);
   } finally {
     rmSync(results, { recursive: true, force: true });
     renameSync(folder, results);
   }
 }
 
-async function runIn(folder, callers, files, heard) {
+async function runIn(folder, environment, more, heard) {
   const [consoleLog, qemuLog, archive] = ['console.log', 'qemu.log', 'files.tar'].map((name) => join(folder, name));
   writeFileSync(consoleLog, '');
   writeFileSync(archive, '');
   truncateSync(archive, 256 * 2 ** 20);
-  const args = commandLine(
-    [`RIG_CALLERS=${callers}`, `RIG_FILES=${files}`, `CASEMATE_PATIENCE=${10 * patience}`],
-    [
-      ['-serial', `file:${consoleLog}`],
-      ['-drive', `file=${archive},format=raw,if=none,id=results`, '-device', 'virtio-blk,drive=results'],
-      ['-device', 'virtio-serial', '-chardev', 'stdio,id=tap,signal=off', '-device', 'virtserialport,chardev=tap'],
-    ],
-  );
+  const args = commandLine(environment, [
+    ['-serial', `file:${consoleLog}`],
+    ['-drive', `file=${archive},format=raw,if=none,id=results`, '-device', 'virtio-blk,drive=results'],
+    ['-device', 'virtio-serial', '-chardev', 'stdio,id=tap,signal=off', '-device', 'virtserialport,chardev=tap'],
+    more,
+  ]);
 
   const log = openSync(qemuLog, 'w');
   // An end of its input would close the port of the TAP.

@@ -3,15 +3,18 @@
 //   node test/rig/main.js shell
 //   node test/rig/main.js images     what the other two make of packages, ahead of them
 //   node test/rig/main.js test [test/rig/foo.test.ts...]     default: what `suites` below has
+//   node test/rig/main.js bench [--rounds=5] [boot] [disk] [network]      default: these three
+//   node test/rig/main.js bench [--rounds=5] initcalls words --words=audit=0,tsc=reliable
 //
 // CASEMATE_RIG_SELINUX: "module" for a machine that enforces Debian's policy with our module, "debian" without it.
 // CASEMATE_RIG_CALLERS: as whom the tests run there, by default "root,user".
 // CASEMATE_PATIENCE: how many times longer than usual a busy machine is waited for.
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
 import { conclude, Tally } from '../../scripts/suite.js';
 import { kernelImage, missingHere, rootImage } from './image.js';
-import { results, runSuites, shell } from './machine.js';
+import { results, runBench, runSuites, shell } from './machine.js';
 
 process.chdir(fileURLToPath(new URL('../..', import.meta.url)));
 
@@ -58,6 +61,19 @@ if (command === 'images') {
 } else if (command === 'shell') {
   if (missing !== undefined) console.error(missing);
   process.exitCode = missing === undefined ? await shell() : 1;
+} else if (command === 'bench') {
+  const { values, positionals } = parseArgs({
+    args: paths,
+    allowPositionals: true,
+    options: { rounds: { type: 'string', default: '5' }, words: { type: 'string', default: '' } },
+  });
+  const parts = positionals.length > 0 ? positionals : ['boot', 'disk', 'network'];
+  if (missing !== undefined) throw new Error(missing);
+  await runBench(parts, values.rounds, values.words, (line) => {
+    console.log(line);
+    if (/ ended with [1-9]/.test(line)) process.exitCode = 1;
+  });
+  console.log(`# The numbers are in ${results}/root`);
 } else if (missing === undefined) {
   await test(paths.length > 0 ? paths : suites);
 } else {
