@@ -1,8 +1,9 @@
-// node scripts/test.js [unit] [ava] [sanitized] [races]
+// node scripts/test.js [unit] [ava] [sanitized] [races] [escape] [faults]
 //
 // unit: the native unit tests. ava: the suite in test/, with the coverage of src/.
 // sanitized: the native unit tests as CMake builds them, with ASan and UBSan.
 // races: those of them that have threads, with TSan.
+// escape, faults: what `npm run test:escape` and `npm run test:faults` do, counted.
 import { spawnSync } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { conclude, runTap, Tally } from './suite.js';
@@ -51,6 +52,9 @@ const suites = {
     return tally;
   },
 };
+
+for (const name of ['escape', 'faults'])
+  suites[name] = () => runTap(process.execPath, [`build/test/hostile/${name}/main.js`]);
 
 const tallies = {};
 for (const name of process.argv.slice(2)) tallies[name] = await suites[name]();

@@ -43,14 +43,14 @@ export const guests = {
 export type GuestName = keyof typeof guests;
 
 /**
- * Each call fails once, in its turn by the next of these; or by all of them, with `every`. Of calls that a step makes
+ * Each call fails once, or each `step`-th one, in its turn by the next of these; or by all of them, with `every`. Of calls that a step makes
  * many of in a row, as of the 41 capabilities that go one by one, the first three.
  */
 export async function failEach(
   guest: GuestName,
   whose: Whose,
   by: readonly Fault[],
-  { every = false } = {},
+  { every = false, step = 1 } = {},
 ): Promise<Outcomes> {
   const ways = by.map((fault) => [fault, fault === 'SIGKILL' ? -9 : constants.errno[fault]]);
   const script = `
@@ -91,7 +91,7 @@ export async function failEach(
     async function all() {
       let last;
       let times = 0;
-      for (let number = 1; ; number += 1) {
+      for (let number = 1; ; number += ${step}) {
         const repeats = times > 3;
         const turns = ${every} && !repeats ? ways : [ways[number % ways.length]];
         let call;
