@@ -132,7 +132,7 @@ function checkContents() {
   const files = readdirSync(unpacked, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
   const paths = files.map(({ parentPath, path, name }) => join(parentPath ?? path, name).slice(unpacked.length + 1));
   const allowed =
-    /^(lib|src|prebuilds\/linux-x64)\/|^native\/guest\/[\w-]+\.(h|ld)$|^(package\.json|README\.md|LICENSE)$/;
+    /^(lib|src|policy|prebuilds\/linux-x64)\/|^native\/guest\/[\w-]+\.(h|ld)$|^(package\.json|README\.md|LICENSE)$/;
   const strangers = paths.filter((path) => !allowed.test(path));
   if (strangers.length > 0) throw new Error(`It has ${strangers.join(', ')}`);
   const { scripts = {}, dependencies = {} } = JSON.parse(readFileSync(join(unpacked, 'package.json'), 'utf8'));
