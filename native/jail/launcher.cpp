@@ -298,7 +298,7 @@ void Launcher::cancel(Launch& launch) {
 
 void Launcher::tell() {
   const std::uint64_t one = 1;
-  call(__NR_write, done_event_.get(), &one, sizeof one);
+  sys::call_retry(__NR_write, done_event_.get(), &one, sizeof one);
 }
 
 void Launcher::heard() {
