@@ -22,6 +22,16 @@ long reap(int pidfd, siginfo_t& info, int options = 0) {
                          nullptr);
 }
 
+void kill_now(int pidfd) { sys::call(__NR_pidfd_send_signal, pidfd, SIGKILL, nullptr, 0); }
+
+/// Until it is gone.
+siginfo_t kill_and_reap(int pidfd) {
+  kill_now(pidfd);
+  siginfo_t info{};
+  reap(pidfd, info);
+  return info;
+}
+
 } // namespace
 
 Napi::Function Child::define(Napi::Env env) {
@@ -65,7 +75,7 @@ void Child::settle(Parts parts, bool cancelled) {
   flight_ = nullptr;
   parts_ = std::move(parts);
   if (cancelled && parts_.pidfd) {
-    sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
+    kill_now(parts_.pidfd.get());
   }
   if (on_exit_.IsEmpty()) {
     // Nobody has asked for it: it would be told again and again.
@@ -76,12 +86,9 @@ void Child::settle(Parts parts, bool cancelled) {
 }
 
 Child::Parts::~Parts() {
-  if (!pidfd) {
-    return;
+  if (pidfd) {
+    kill_and_reap(pidfd.get());
   }
-  sys::call(__NR_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
-  siginfo_t info{};
-  reap(pidfd.get(), info);
 }
 
 /// What the launcher has had watched.
@@ -131,9 +138,7 @@ void Child::start_watching() {
   }
   if (!parts_.watched && watch_descriptors()) {
     // Of one that cannot be watched its end is all that is told, and so it ends now.
-    sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
-    siginfo_t info{};
-    reap(parts_.pidfd.get(), info);
+    const siginfo_t info = kill_and_reap(parts_.pidfd.get());
     return run([&] { tell_end(info); });
   }
   send_rest();
@@ -187,7 +192,7 @@ void Child::receive_messages(std::size_t most) {
       // that lives on could no longer be told anything, and is ended.
       unwatch_control();
       if (parts_.pidfd) {
-        sys::call(__NR_pidfd_send_signal, parts_.pidfd.get(), SIGKILL, nullptr, 0);
+        kill_now(parts_.pidfd.get());
       }
       return;
     }

@@ -39,8 +39,6 @@ sys::SysError lock(int fd, bool is_writable) {
   return sys::check("fcntl(F_OFD_SETLK)", result);
 }
 
-constexpr const char* label_attribute = "security.selinux";
-
 /// Whether it is open for what the guest may do.
 sys::SysError check_access(int fd, bool is_writable) {
   const long flags = sys::call(__NR_fcntl, fd, F_GETFL);
@@ -50,6 +48,12 @@ sys::SysError check_access(int fd, bool is_writable) {
 }
 
 } // namespace
+
+void set_label(Napi::Env env, int fd, const std::string& label) {
+  check(env,
+        sys::check("fsetxattr(security.selinux)", sys::call(__NR_fsetxattr, fd, label_attribute,
+                                                            label.c_str(), label.size() + 1, 0)));
+}
 
 Napi::Function File::define(Napi::Env env) {
   return DefineClass(
@@ -206,12 +210,9 @@ Napi::Value File::context(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), std::string(label.substr(0, label.find('\0'))));
 }
 
-/// setContext(context): fsetxattr(2)
+/// setContext(context)
 void File::set_context(const Napi::CallbackInfo& info) {
-  const std::string label = info[0].As<Napi::String>();
-  check(info.Env(), sys::check("fsetxattr(security.selinux)",
-                               sys::call(__NR_fsetxattr, fd_.get(), label_attribute, label.c_str(),
-                                         label.size() + 1, 0)));
+  set_label(info.Env(), fd_.get(), info[0].As<Napi::String>());
 }
 
 sys::Fd File::take() {

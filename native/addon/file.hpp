@@ -3,8 +3,16 @@
 #include "sys/fd.hpp"
 
 #include <napi.h>
+#include <string>
 
 namespace casemate::addon {
+
+/// The SELinux label of a file, by an attribute of its own and not by libselinux: labels are read
+/// and written on the way of launches.
+constexpr const char* label_attribute = "security.selinux";
+
+/// Sets it, by descriptor: a path could be exchanged. fsetxattr(2)
+void set_label(Napi::Env env, int fd, const std::string& label);
 
 /// A file that a launch is given: owned by its object from the call that opens it, so
 /// that a worker which is terminated between that call and the launch leaves nothing open.

@@ -7,6 +7,7 @@
 // thread and skips the write when it repeats, and it allocates. The launch plan writes labels to
 // the kernel itself.
 #include "addon/errors.hpp"
+#include "addon/file.hpp"
 #include "addon/module.hpp"
 #include "sys/fd.hpp"
 #include "sys/syscall.hpp"
@@ -19,8 +20,6 @@
 
 namespace casemate::addon {
 namespace {
-
-constexpr const char* label_attribute = "security.selinux";
 
 /// The functions used of libselinux.so.1 (man pages: is_selinux_enabled(3),
 /// security_getenforce(3), getcon(3), getfilecon(3), security_check_context(3)).
@@ -137,13 +136,9 @@ Napi::Value file_context(const Napi::CallbackInfo& info) {
   return take_context(info.Env(), "getfilecon", result, context, path.c_str());
 }
 
-/// selinuxSetFileContext(fd, context): fsetxattr(2), as fsetfilecon(3) does, without libselinux:
-/// labels are written on the way of launches. A number, not a path, which could be exchanged.
+/// selinuxSetFileContext(fd, context)
 void set_file_context(const Napi::CallbackInfo& info) {
-  const std::string context = info[1].As<Napi::String>();
-  check(info.Env(), sys::check("fsetxattr(security.selinux)",
-                               sys::call(__NR_fsetxattr, info[0].As<Napi::Number>().Int32Value(),
-                                         label_attribute, context.c_str(), context.size() + 1, 0)));
+  set_label(info.Env(), info[0].As<Napi::Number>().Int32Value(), info[1].As<Napi::String>());
 }
 
 /// The head of struct selinux_kernel_status (security/selinux/include/security.h of the kernel).

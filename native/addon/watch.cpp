@@ -1,9 +1,7 @@
 #include "addon/watch.hpp"
 
+#include "sys/epoll.hpp"
 #include "sys/syscall.hpp"
-
-#include <fcntl.h>
-#include <sys/epoll.h>
 
 namespace casemate::addon {
 
@@ -12,13 +10,6 @@ namespace {
 /// How many sources are heard before others have their turn: children that never stop
 /// sending have their share of the event loop and no more.
 constexpr int sources_at_once = 32;
-
-long control(int epoll, int operation, int fd, std::uint64_t tag, std::uint32_t events) {
-  epoll_event event{};
-  event.events = events;
-  event.data.u64 = tag;
-  return sys::call(__NR_epoll_ctl, epoll, operation, fd, &event);
-}
 
 } // namespace
 
@@ -54,14 +45,16 @@ void Watch::on_ready() {
 }
 
 sys::SysError Watch::add(int fd, const Source& source, std::uint32_t events) {
-  return sys::check("epoll_ctl", control(epoll_.get(), EPOLL_CTL_ADD, fd, tag(source), events));
+  return sys::epoll_control(epoll_.get(), EPOLL_CTL_ADD, fd, tag(source), events);
 }
 
 void Watch::change(int fd, const Source& source, std::uint32_t events) {
-  control(epoll_.get(), EPOLL_CTL_MOD, fd, tag(source), events);
+  static_cast<void>(sys::epoll_control(epoll_.get(), EPOLL_CTL_MOD, fd, tag(source), events));
 }
 
-void Watch::remove(int fd) { control(epoll_.get(), EPOLL_CTL_DEL, fd, 0, 0); }
+void Watch::remove(int fd) {
+  static_cast<void>(sys::epoll_control(epoll_.get(), EPOLL_CTL_DEL, fd));
+}
 
 void Watch::hold() {
   if (++holders_ == 1 && poll_ != nullptr) {

@@ -4,6 +4,7 @@
 #include "jail/process_state.hpp"
 #include "jail/tap.hpp"
 #include "sys/clone.hpp"
+#include "sys/epoll.hpp"
 
 #include <algorithm>
 #include <cerrno>
@@ -12,7 +13,6 @@
 #include <optional>
 #include <poll.h>
 #include <sched.h>
-#include <sys/epoll.h>
 #include <sys/socket.h>
 
 namespace casemate::jail {
@@ -90,10 +90,7 @@ std::string_view label_of(const casemate_step* step, const Launch& launch) {
 }
 
 SysError add_to(int epoll, int fd, std::uint64_t tag) {
-  epoll_event event{};
-  event.events = EPOLLIN;
-  event.data.u64 = tag;
-  return check("epoll_ctl", call(__NR_epoll_ctl, epoll, EPOLL_CTL_ADD, fd, &event));
+  return sys::epoll_control(epoll, EPOLL_CTL_ADD, fd, tag, EPOLLIN);
 }
 
 /// Closes what the launcher steps made: the child has its copies. Our ends of the
@@ -524,7 +521,7 @@ bool Launcher::watch(const Launch& launch) {
     return false;
   }
   if (add_to(options_.epoll, control, launch.message_tag)) {
-    call(__NR_epoll_ctl, options_.epoll, EPOLL_CTL_DEL, launch.pidfd, nullptr);
+    static_cast<void>(sys::epoll_control(options_.epoll, EPOLL_CTL_DEL, launch.pidfd));
     return false;
   }
   return true;
