@@ -40,6 +40,9 @@ export function isSelinuxHere(): boolean {
 /** Why a launch with `'auto'` has no label. */
 export type Unlabelled = { readonly unlabelled: string };
 
+/** @internal */
+export const labelOf = (found: VmLabel | Unlabelled): VmLabel | undefined => ('context' in found ? found : undefined);
+
 /**
  * The label of a VM to be, or why it has none, where the request allows that. Its lease is the caller's to close or to hand
  * on.
@@ -85,7 +88,7 @@ function ownContext(): SelinuxContext {
 function ownLabel({ categories }: SelinuxRequest): VmLabel {
   const { user, role, range } = ownContext();
   const base = formatContext({ user, role, type: types.monitor, range: single(0, []) });
-  checkModule(base);
+  requireModule(base);
   checkTransition(base);
   const mine = new Set(range?.high.categories ?? []);
   const allowed = (categories ?? [...mine]).filter((category) => mine.has(category));
@@ -141,7 +144,7 @@ function single(sensitivity: number, categories: readonly number[]) {
 let hasModule = false;
 
 /** One that is removed while we run makes the launch fail at its first step. */
-function checkModule(base: string): void {
+function requireModule(base: string): void {
   if (hasModule) return;
   try {
     checkContext(base);

@@ -119,12 +119,15 @@ function read(pid: number, request: EvidenceRequest, streams: ReadonlySet<number
   };
 }
 
+/** What a file attr/current of procfs says: the kernel ends it with a NUL, some modules with a newline. */
+const contextIn = (text: string): string => text.replace(/[\0\n]+$/, '');
+
 /** Processes of this host with a context, as far as they can be seen. */
 function processesLabelled(context: string): number[] {
   const pids = readdirSync('/proc').filter((name) => /^\d+$/.test(name));
   return pids.map(Number).filter((pid) => {
     try {
-      return readFileSync(`/proc/${pid}/attr/current`, 'utf8').replace(/[\0\n]+$/, '') === context;
+      return contextIn(readFileSync(`/proc/${pid}/attr/current`, 'utf8')) === context;
     } catch (error) {
       if (isSystemError(error)) return false; // it has ended, or is somebody else's
       throw error;
@@ -354,7 +357,7 @@ class Reader {
     const asked = `${context}${isLeased ? ', its categories its own' : ''}; ${jail.selinux.mode}`;
     return this.#layer('selinux', asked, () => {
       const tasks = readdirSync(`/proc/${this.#pid}/task`);
-      const labels = tasks.map((task) => this.#read(`task/${task}/attr/current`).replace(/[\0\n]+$/, ''));
+      const labels = tasks.map((task) => contextIn(this.#read(`task/${task}/attr/current`)));
       const found = [...new Set(labels)].join(', ');
       const others = isLeased ? processesLabelled(context).filter((pid) => pid !== this.#pid) : [];
       const mode = native.selinuxStatus() === 1 ? 'enforcing' : 'permissive';

@@ -23,7 +23,7 @@ import { inputName, type Jail, type MonitorLimits, monitorPlan } from '../jail/p
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
 import { FileLabels } from '../selinux/files.js';
-import { labelFor, type Unlabelled, type VmLabel } from '../selinux/label.js';
+import { labelFor, labelOf, type Unlabelled, type VmLabel } from '../selinux/label.js';
 import { watchLabelled } from '../selinux/watch.js';
 import { channels } from './channels.js';
 import type { Device } from './devices.js';
@@ -97,8 +97,6 @@ interface Begun {
   readonly label: VmLabel | Unlabelled;
   readonly fileLabels: FileLabels | undefined;
 }
-
-const labelOf = (label: VmLabel | Unlabelled): VmLabel | undefined => ('context' in label ? label : undefined);
 
 /** @param kernel - what was unpacked of `options.guest`. */
 function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Begun {

@@ -17,7 +17,7 @@ import {
 import type { NativeFile } from '../jail/native.js';
 import { type Jail, programPlan } from '../jail/profiles.js';
 import { builtFile, native } from '../native.js';
-import { labelFor, setLabel } from '../selinux/label.js';
+import { labelFor, labelOf, setLabel } from '../selinux/label.js';
 import type { FileSource } from './options.js';
 import { bare, wire } from './wire.js';
 
@@ -155,8 +155,7 @@ function remember<T>(map: Map<string, T>, key: string, value: T, most: number): 
 }
 
 async function unpack(bytes: Buffer, jail: Jail): Promise<NativeFile> {
-  const found = labelFor(jail.selinux);
-  const label = 'context' in found ? found : undefined;
+  const label = labelOf(labelFor(jail.selinux));
   const plan = planFor(jail, label !== undefined);
   const image = new native.File(bytes); // Sealed: what is unpacked is what was hashed.
   const output = new native.File(0);
