@@ -22,6 +22,16 @@ function say(command, ...args) {
   return stdout.trim();
 }
 
+/** A component that is a library; `reference` is its package URL. */
+const library = (reference, name, version, license) => ({
+  type: 'library',
+  'bom-ref': reference,
+  name,
+  version,
+  licenses: [license],
+  purl: reference,
+});
+
 /** The source package that an installed package was built from. */
 function debian(name) {
   const [source, version] = say('dpkg-query', '-W', '-f', `\${source:Package} \${source:Version}`, name).split(' ');
@@ -29,14 +39,7 @@ function debian(name) {
   const distribution = /^ID=(\w+)/m.exec(readFileSync('/etc/os-release', 'utf8'))?.[1] ?? 'debian';
   const reference = `pkg:deb/${distribution}/${source}@${encodeURIComponent(version)}?arch=source`;
   if (licenses[upstream] === undefined) throw new Error(`scripts/sbom.js does not know the license of ${source}`);
-  return {
-    type: 'library',
-    'bom-ref': reference,
-    name: source,
-    version,
-    licenses: [{ expression: licenses[upstream] }],
-    purl: reference,
-  };
+  return library(reference, source, version, { expression: licenses[upstream] });
 }
 
 /** Who owns the static library that comes with the compiler. */
@@ -45,14 +48,7 @@ const compiler = () => say('dpkg-query', '-S', say('gcc', '-print-libgcc-file-na
 function npm(name) {
   const { version, license } = JSON.parse(readFileSync(`node_modules/${name}/package.json`, 'utf8'));
   const reference = `pkg:npm/${name}@${version}`;
-  return {
-    type: 'library',
-    'bom-ref': reference,
-    name,
-    version,
-    licenses: [{ license: { id: license } }],
-    purl: reference,
-  };
+  return library(reference, name, version, { license: { id: license } });
 }
 
 /** Of the programs in a folder, by their names there, and the packages that casemate-unpack is linked with. */
@@ -82,14 +78,7 @@ export function billOfMaterials(folder, programs, unpackPackages) {
     specVersion: '1.6',
     version: 1,
     metadata: {
-      component: {
-        type: 'library',
-        'bom-ref': reference,
-        name,
-        version,
-        licenses: [{ license: { id: license } }],
-        purl: reference,
-      },
+      component: library(reference, name, version, { license: { id: license } }),
     },
     components: [...files, ...Object.values(linked).flat()],
     dependencies: [

