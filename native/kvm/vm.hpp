@@ -50,6 +50,11 @@ public:
     return Vcpu::adopt(sys::Fd(static_cast<int>(vcpu)), run_size);
   }
 
+  /// What guest code may read and write of its processor's registers. Waits for a grace period.
+  sys::SysError set_msr_filter(const kvm_msr_filter& filter) const {
+    return ioctl_check("ioctl(KVM_X86_SET_MSR_FILTER)", fd(), KVM_X86_SET_MSR_FILTER, &filter);
+  }
+
   // ---- Memory ----
 
   /// Sets, moves or (memory_size 0) deletes a slot. The memory must stay mapped until

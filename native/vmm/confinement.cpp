@@ -54,7 +54,7 @@ constexpr std::uint32_t set_flags[] = {F_SETFL};
 constexpr std::uint32_t setup_ioctls[] = {
     KVM_CREATE_VM,   KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR, KVM_ENABLE_CAP,
     KVM_CREATE_VCPU, CASEMATE_KVM_SET_CPUID2,    KVM_RUN,          KVM_GET_REGS,
-    KVM_GET_SREGS,
+    KVM_GET_SREGS,   KVM_X86_SET_MSR_FILTER,
 };
 constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS};
 

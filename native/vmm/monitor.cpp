@@ -12,6 +12,7 @@
 #include "machine/boot.hpp"
 #include "machine/cpuid.hpp"
 #include "machine/layout.hpp"
+#include "machine/msrs.hpp"
 #include "sys/clock.hpp"
 #include "vmm/configuration.hpp"
 #include "vmm/confinement.hpp"
@@ -134,6 +135,11 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   check(CASEMATE_SETUP_IRQCHIP, vm.enable_split_irqchip(ioapic_pins));
   timeline.stamp(CASEMATE_STAMP_IRQCHIP);
 
+  // At CPL 3 the processor itself refuses them all. So launches of such guests do not wait the
+  // 0.1 ms that this takes. Before there is a vCPU, which would have to be told.
+  if (configuration.cpl == 0) {
+    check(CASEMATE_SETUP_VCPU, vm.set_msr_filter(machine::msr_filter()));
+  }
   if (configuration.is_linux()) {
     run_linux(configuration, vm, memory, timeline);
   }

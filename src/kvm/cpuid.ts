@@ -118,13 +118,14 @@ export function guestCpuid(entries: readonly CpuidEntry[], options: GuestCpuidOp
       case hypervisorTiming:
         continue;
       case 0x80000001:
-        entry.ecx = clear(entry.ecx, bit(2) /* SVM */);
+        entry.ecx = clear(entry.ecx, bit(2) /* SVM */ | bit(23) /* performance counters of the core */);
         break;
       case 0x80000008:
         // Cores less one, and how many bits of the APIC id they take; reserved on Intel.
         if (amd) entry.ecx = field(field(entry.ecx, 0, 8, vcpus - 1), 12, 4, apicIdBits);
         break;
       case 0x8000000a:
+      case 0x80000022:
         Object.assign(entry, { eax: 0, ebx: 0, ecx: 0, edx: 0 });
         break;
       case 0x8000001e:

@@ -28,6 +28,7 @@ test('the guest sees a hypervisor and no means to be one', (t) => {
     leaf(1, { ecx: all, edx: all, ebx: all }),
     leaf(0x80000001, { ecx: all }),
     leaf(0x8000000a, { eax: 1, ebx: 2, edx: 3 }),
+    leaf(0x80000022, { eax: 1, ebx: 6 }),
   ];
   const guest = guestCpuid(entries, { vcpu: 0, vcpus: 1 });
   const one = find(guest, 1);
@@ -37,7 +38,9 @@ test('the guest sees a hypervisor and no means to be one', (t) => {
   t.is((one.ecx >>> 24) & 1, 1, 'TSC deadline');
   t.is((one.edx >>> 28) & 1, 0, 'HTT with one vCPU');
   t.is(find(guest, 0x80000001).ecx & 4, 0, 'SVM');
+  t.is(find(guest, 0x80000001).ecx & (1 << 23), 0, 'counters of the core');
   t.like(find(guest, 0x8000000a), { eax: 0, ebx: 0, ecx: 0, edx: 0 });
+  t.like(find(guest, 0x80000022), { eax: 0, ebx: 0, ecx: 0, edx: 0 }, 'counters');
   t.is((find(guestCpuid(entries, { vcpu: 0, vcpus: 1, tscDeadline: false }), 1).ecx >>> 24) & 1, 0);
 });
 

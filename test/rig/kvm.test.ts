@@ -27,6 +27,18 @@ test('a guest at CPL 0 has SSE', async (t) => {
   t.deepEqual((await run({ guest: image, cpl: 0 })).exit, { reason: 'exit', code: 42 });
 });
 
+test('a guest at CPL 0 has the registers that kernels need, and faults at the others', async (t) => {
+  // out 0xe0, eax; mov ecx, the register; rdmsr; wrmsr; mov eax, 7; out 0xec, eax
+  const touch = async (register: string) =>
+    (await run({ guest: flat(`e7e0 b9${register} 0f32 0f30 b807000000 e7ec`), cpl: 0 })).exit;
+  const [attributes, star] = ['77020000', '810000c0'];
+  for (const register of [attributes, star]) t.deepEqual(await touch(register), { reason: 'exit', code: 7 }, register);
+  const [platform, features, none] = ['ce000000', '40010000', '78563412'];
+  for (const register of [platform, features, none]) {
+    t.like(await touch(register), { reason: 'fault', vector: 13 }, register);
+  }
+});
+
 test('a guest at CPL 0 that halts for ever is ended by its timeout', async (t) => {
   // out 0xe0, eax; cli; hlt; jmp to the cli
   await using vm = await launch({ guest: flat('e7e0 fa f4 ebfc'), cpl: 0, timeoutMs: 2000 });

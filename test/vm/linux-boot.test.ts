@@ -12,8 +12,10 @@ for (const kernel of testKernels) {
   for (const form of ['vmlinuz', 'vmlinux'] as const) {
     for (const bootProtocol of ['linux', 'pvh'] as const) {
       test(`${kernel.name}, ${form}, boots by '${bootProtocol}' to its init, and powers off`, async (t) => {
-        const { output, exit } = await run(linux('uname -r', { on: kernel, kernel: kernel[form], bootProtocol }));
+        const script = 'uname -r; dmesg | grep "unchecked MSR"';
+        const { output, exit } = await run(linux(script, { on: kernel, kernel: kernel[form], bootProtocol }));
         t.true(output.split(/\r?\n/).includes(kernel.version), output);
+        t.notRegex(output, /unchecked MSR/, 'it wants a register that it is denied');
         t.deepEqual(exit, { reason: 'poweroff' });
       });
     }

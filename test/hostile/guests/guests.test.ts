@@ -5,6 +5,7 @@ import { guest } from '../../helpers/guests.js';
 import { requires } from '../../helpers/index.js';
 import { kernel, powerOff, print, readMsr, touchMemory, touchPorts, writeMsr } from '../../helpers/kernels.js';
 import { run } from '../../helpers/vm.js';
+import { machine, out, realModeVcpu } from '../../kvm/guests.js';
 
 const { serial: test } = requires('kvm');
 
@@ -70,6 +71,30 @@ test('a kernel that asks for what it has not got is told so by a fault', async (
   t.is(await ends(writeMsr(efer, longMode | 0x1000)), 'shutdown', 'SVM switched on');
   t.is(await ends(readMsr(0x480)), 'shutdown', 'VMX_BASIC');
   t.is(await ends(readMsr(0x1234_5678)), 'shutdown', 'a register that is none');
+});
+
+/** Whether a guest can read a register where there is no filter of ours. */
+async function kvmHas(register: number): Promise<boolean> {
+  // mov ecx, register; rdmsr; out 0x10, al. A fault goes to 0x2000: out 0x11, al.
+  const number = [0, 8, 16, 24].map((shift) => (register >>> shift) & 0xff);
+  await using guest = machine([0x66, 0xb9, ...number, 0x0f, 0x32, 0xe6, 0x10]);
+  guest.memory.bytes(13 * 4).set([0x00, 0x20, 0x00, 0x00]);
+  guest.memory.bytes(0x2000).set([0xe6, 0x11]);
+  return out(await realModeVcpu(guest).run({ signal: AbortSignal.timeout(60_000) })).port === 0x10;
+}
+
+test('a kernel is denied what KVM would let it have, and has what kernels need', async (t) => {
+  const [platform, features] = [0xce, 0x140];
+  for (const register of [platform, features]) {
+    t.true(await kvmHas(register), `KVM has no ${register.toString(16)}: that it is denied shows nothing`);
+    t.is(await ends(readMsr(register)), 'shutdown');
+    t.is(await ends(writeMsr(register, 0)), 'shutdown');
+  }
+  const [timeStamp, attributes, target] = [0x10, 0x277, 0xc000_0082];
+  for (const register of [timeStamp, attributes, target]) {
+    t.is(await ends(readMsr(register), writeMsr(register, 0)), 'poweroff');
+  }
+  t.false(await kvmHas(0x1234_5678));
 });
 
 test('a kernel that writes to registers of its processor harms nobody', async (t) => {
