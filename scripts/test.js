@@ -6,17 +6,10 @@
 // escape, faults: what `npm run test:escape` and `npm run test:faults` do, counted.
 import { spawnSync } from 'node:child_process';
 import { rmSync } from 'node:fs';
+import { built } from './cmake.js';
 import { conclude, runTap, Tally } from './suite.js';
 
-/** Whether CMake has built a target with these sanitizers. */
-function built(folder, sanitizers, target) {
-  // Not optimized: that takes a quarter of the time, and a report says the line that it is about.
-  const options = ['--debug', '--target', target, `--CDCASEMATE_SANITIZE=${sanitizers}`, '--out', `build/${folder}`];
-  const { status } = spawnSync(process.execPath, ['node_modules/cmake-js/bin/cmake-js', 'build', ...options], {
-    stdio: ['ignore', 'inherit', 'inherit'],
-  });
-  return status === 0;
-}
+const builtWith = (sanitizers, folder, target) => built(folder, target, `--CDCASEMATE_SANITIZE=${sanitizers}`);
 
 function unbuilt() {
   const tally = new Tally();
@@ -38,10 +31,12 @@ const suites = {
   },
 
   sanitized: () =>
-    built('sanitized', 'address;undefined', 'casemate-unit') ? runTap('build/sanitized/casemate-unit', []) : unbuilt(),
+    builtWith('address;undefined', 'sanitized', 'casemate-unit')
+      ? runTap('build/sanitized/casemate-unit', [])
+      : unbuilt(),
 
   async races() {
-    if (!built('races', 'thread', 'casemate-races')) return unbuilt();
+    if (!builtWith('thread', 'races', 'casemate-races')) return unbuilt();
     // Where its shadow lies nothing else may: not on every kernel is that so with random addresses.
     const fixed = ['--addr-no-randomize'];
     const tally = await runTap('setarch', [...fixed, 'build/races/casemate-races']);

@@ -158,16 +158,22 @@ async function boot(): Promise<void> {
         await warmUp();
         const t0 = performance.now();
         const machine = await start({ initrd: path, vcpus });
-        await says(machine, /^init/m);
-        const init = performance.now() - t0;
-        machine.type('uname -r');
-        await says(machine, `\n${testKernel.version}`);
-        const command = performance.now() - t0;
-        // The first of each warms the caches.
-        if (round > 0) {
-          note(`ms to init, ${vcpus} vCPU`, who, init);
-          note(`ms to a command's result, ${vcpus} vCPU`, who, command);
-          note(`KiB beside the guest's memory, ${vcpus} vCPU`, who, ownMemory(machine.pid));
+        try {
+          await says(machine, /^init/m);
+          const init = performance.now() - t0;
+          machine.type('uname -r');
+          await says(machine, `\n${testKernel.version}`);
+          const command = performance.now() - t0;
+          // The first of each warms the caches.
+          if (round > 0) {
+            note(`ms to init, ${vcpus} vCPU`, who, init);
+            note(`ms to a command's result, ${vcpus} vCPU`, who, command);
+            note(`KiB beside the guest's memory, ${vcpus} vCPU`, who, ownMemory(machine.pid));
+          }
+        } catch (error) {
+          // One boot that hangs takes no other numbers along.
+          console.log(`# ${who}, ${vcpus} vCPU: ${(error as Error).message}`);
+          process.exitCode = 1;
         }
         await machine.end();
       }
@@ -253,7 +259,7 @@ function must(command: string, ...args: string[]): void {
 
 async function network(): Promise<void> {
   const script =
-    'ip link set eth0 up; ip addr add 10.11.12.2/24 dev eth0; read line; bench-guest net 10.11.12.1; echo done; sleep 1000';
+    'ip link set eth0 up; ip addr add 10.11.12.2/24 dev eth0; echo ready; read line; bench-guest net 10.11.12.1; echo done; sleep 1000';
   const path = written(
     'net-initrd',
     initrd(testKernel, script, { modules: ['virtio_mmio', 'virtio_net', 'af_packet'], files }),
@@ -271,6 +277,8 @@ async function network(): Promise<void> {
         stdio: ['ignore', 'pipe', 'inherit'],
       });
       await once(server.stdout, 'data');
+      // What is typed before somebody reads is lost where a driver begins anew.
+      await says(machine, /^ready/m);
       machine.type('go');
       await says(machine, 'done');
       noteAll('network', who, machine);
@@ -308,3 +316,5 @@ writeFileSync(
   join(results, 'bench.json'),
   JSON.stringify([...numbers].map(([what, all]) => [what, Object.fromEntries(all)])),
 );
+// What a part that failed has started ends with this process.
+process.exit();
