@@ -52,6 +52,15 @@ static long must(const char* what, long result) {
   return result;
 }
 
+/* What the kernel puts off while a VM is made (callbacks of SRCU) runs on processor 0: there
+ * is no waiting for it across processors. EINVAL where this process may not be there. */
+static void onto_processor_0(void) {
+  cpu_set_t processors;
+  CPU_ZERO(&processors);
+  CPU_SET(0, &processors);
+  sched_setaffinity(0, sizeof processors, &processors);
+}
+
 /* ---- What a launch is given --------------------------------------------------- */
 
 static struct {
@@ -572,6 +581,7 @@ static void find_monitor(void) {
 
 int main(int count, char** arguments) {
   find_monitor();
+  onto_processor_0();
   for (int i = 1; i < count; ++i) {
     const char* name = arguments[i];
     if (strcmp(name, "--no-jail") == 0) {

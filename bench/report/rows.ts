@@ -18,7 +18,7 @@ function metricsOf(subject: string, { family, trials }: SubjectResult): Metric[]
   const all = (Object.keys(metrics) as Metric[]).filter((metric) =>
     trials.some(({ values }) => values[metric]?.length),
   );
-  const varied = family === 'memory' || ['heap', 'mounts', 'alive'].includes(subject);
+  const varied = family === 'memory' || ['anywhere', 'heap', 'mounts', 'alive'].includes(subject);
   return varied ? all.filter((metric) => metric === 't1' || metric === 't2' || metric === 'reaped') : all;
 }
 

@@ -15,6 +15,13 @@ const simple: readonly Subject[] = [
     trial: ({ launches }) => inFreshNode({ kind: 'launches', launches }),
   },
   {
+    name: 'anywhere',
+    title: 'the same, Node on any processor',
+    family,
+    missing: nothingMissing,
+    trial: ({ launches }) => inFreshNode({ kind: 'launches', launches, anywhere: true }),
+  },
+  {
     name: 'cold',
     title: "a process's first, nothing prepared",
     family,
