@@ -79,9 +79,9 @@ export function isAlive(pid: number): boolean {
 export const patience = Number(process.env.CASEMATE_PATIENCE ?? 1);
 
 /** Waits until something holds; false where it does not within the time. */
-export async function within(ms: number, holds: () => boolean): Promise<boolean> {
+export async function within(ms: number, holds: () => boolean | Promise<boolean>): Promise<boolean> {
   for (const end = performance.now() + ms * patience; performance.now() < end; await delay(5)) {
-    if (holds()) return true;
+    if (await holds()) return true;
   }
   return holds();
 }

@@ -34,5 +34,11 @@ export async function guestTooSlow(t: ExecutionContext, options: LaunchOptions):
 
 /** The error of a launch that must fail. */
 export async function refused(t: ExecutionContext, options: LaunchOptions, code: ErrorCode): Promise<CasemateError> {
-  return (await t.throwsAsync(launch(options), { instanceOf: CasemateError, code })) as CasemateError;
+  const launched = launch(options);
+  // One that does not fail would keep the tests from ending.
+  launched.then(
+    (vm) => vm.kill(),
+    () => {},
+  );
+  return (await t.throwsAsync(launched, { instanceOf: CasemateError, code })) as CasemateError;
 }

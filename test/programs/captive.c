@@ -1,11 +1,11 @@
 /*
  * Stands in for a monitor that its guest has taken over, in whatever jail a test leaves it.
  *
- *   captive victim <name>                     listens as <name> in the abstract namespace, and
- * waits captive attack <pid> <image> <name> <secret>  tries everything on that process; a line for
- * each try: its name, and its errno or 0
+ *   captive victim <name>                         listens as <name> in the abstract namespace
+ *   captive attack <pid> <image> <name> <secret>  tries everything on that process: a line for each
+ *                                                 try, with its name, and its errno or 0
  *
- * Both speak on descriptor 1 and end when that hangs up.
+ * Both speak on descriptor 1, say first that they have begun, and end when that hangs up.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -86,6 +86,7 @@ static void attack(pid_t pid, const char* image, const char* name, unsigned long
 }
 
 int main(int count, char** arguments) {
+  say("begun", 0);
   if (count == 3 && strcmp(arguments[1], "victim") == 0) {
     return victim(arguments[2]);
   }

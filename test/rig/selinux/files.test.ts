@@ -10,17 +10,14 @@ import { builtFile } from '#lib/native.js';
 import { root } from '../../helpers/index.js';
 import { kernel, loop, print } from '../../helpers/kernels.js';
 import { testKernel } from '../../helpers/linux.js';
+import { within } from '../../helpers/proc.js';
+import { run } from '../../helpers/selinux.js';
 import { refused } from '../../helpers/vm.js';
 
 const folder = '/var/casemate-files';
 const journal = '/var/lib/casemate/relabelled';
 const enforcing = { selinux: 'enforcing' } as const;
 let count = 0;
-
-function run(command: string, ...args: string[]): void {
-  const { status, stderr } = spawnSync(command, args, { encoding: 'utf8' });
-  if (status !== 0) throw new Error(`${command} ${args.join(' ')}: ${stderr}`);
-}
 
 function file(size = 1 << 20): string {
   count += 1;
@@ -85,10 +82,10 @@ test.serial('what a Node that was killed has left on a disk is restored, once th
   child.kill('SIGKILL');
   await once(child, 'close');
   // The monitor sees that its control socket is closed, and is gone soon.
-  for (let i = 0; i < 200 && typeOf(fileContext(path)) === 'casemate_image_t'; i += 1) {
+  await within(10_000, () => {
     restoreLabels();
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
+    return fileContext(path) === before;
+  });
   t.is(fileContext(path), before);
   t.deepEqual(readdirSync(journal), []);
 });
@@ -116,6 +113,52 @@ test.serial('a filesystem that stores no labels is an error that says so', async
     t.like(error, { step: 'options.disks[0]', errno: -95 });
     t.regex(error.remedy, /context=/);
   }
+  t.deepEqual(readdirSync(journal), []);
+});
+
+/** A small ext4 that a test has for itself, whose inodes have no room for labels: these take a block each, unless alike. */
+function ext4(t: ExecutionContext): string {
+  const [image, mounted] = [file(4 << 20), join(folder, `ext4-${count}`)];
+  mkdirSync(mounted);
+  run('mke2fs', '-q', '-t', 'ext4', '-I', '128', '-m', '0', image);
+  run('modprobe', 'loop');
+  run('mount', '-o', 'loop', image, mounted);
+  t.teardown(() => run('umount', mounted));
+  return mounted;
+}
+
+test.serial('a disk on a full filesystem is an error that says so, and keeps its label', async (t) => {
+  const mounted = ext4(t);
+  const path = join(mounted, 'disk');
+  writeFileSync(path, Buffer.alloc(4096));
+  const before = fileContext(path);
+  // Its block is shared with others of the same label. Data leaves some blocks, which new labels take one by one.
+  const others = Array.from({ length: 400 }, (_, i) => join(mounted, `other-${i}`));
+  for (const other of others) writeFileSync(other, '');
+  t.throws(() => writeFileSync(join(mounted, 'rest'), Buffer.alloc(8 << 20)), { code: 'ENOSPC' });
+  const label = (i: number) => `system_u:object_r:casemate_image_t:s0:c${i},c1023`;
+  const last = others.findIndex((other, i) => spawnSync('chcon', [label(i), other]).status !== 0);
+  t.true(last >= 0);
+  const error = await refused(t, waiting({ disks: [{ path }] }), 'ERR_CASEMATE_SELINUX');
+  t.like(error, { step: 'options.disks[0]', errno: -28 });
+  t.regex(error.remedy, /no room for a label/);
+  t.is(fileContext(path), before);
+  t.deepEqual(readdirSync(journal), []);
+});
+
+test.serial('a disk on a read-only filesystem is an error that says so', async (t) => {
+  const mounted = ext4(t);
+  const path = join(mounted, 'disk');
+  writeFileSync(path, Buffer.alloc(4096));
+  // As of what no monitor may read.
+  run('chcon', 'system_u:object_r:user_home_t:s0', path);
+  run('mount', '-o', 'remount,ro', mounted);
+  const writable = await refused(t, waiting({ disks: [{ path }] }), 'ERR_CASEMATE_FILE');
+  t.is(writable.errno, -30);
+  const error = await refused(t, waiting({ disks: [{ path, readOnly: true }] }), 'ERR_CASEMATE_SELINUX');
+  t.like(error, { step: 'options.disks[0]', errno: -30 });
+  t.regex(error.remedy, /read-only.*context=/);
+  t.is(typeOf(fileContext(path)), 'user_home_t');
   t.deepEqual(readdirSync(journal), []);
 });
 

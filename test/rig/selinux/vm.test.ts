@@ -1,11 +1,11 @@
 /** VMs under casemate's policy, enforced. */
-
-import { spawnSync } from 'node:child_process';
 import test from 'ava';
 import { launch } from 'casemate';
 import { getContext, mode, parseContext } from 'casemate/selinux';
+import { within } from '../../helpers/proc.js';
+import { hearDenials } from '../../helpers/selinux.js';
 
-const denied = () => spawnSync('dmesg', { encoding: 'utf8' }).stdout.match(/^.*avc: .*casemate.*$/gm) ?? [];
+const enforcing = { jail: { selinux: 'enforcing' } } as const;
 
 test.serial('SELinux is enforcing, and the caller is unconfined with all categories', (t) => {
   t.is(mode(), 'enforcing');
@@ -13,7 +13,8 @@ test.serial('SELinux is enforcing, and the caller is unconfined with all categor
 });
 
 test.serial('a VM runs in the domain, with a pair of categories of its own, and nothing is denied it', async (t) => {
-  await using vm = await launch({ startPaused: true, jail: { selinux: 'enforcing' } });
+  const denials = hearDenials();
+  await using vm = await launch({ startPaused: true, ...enforcing });
   const { type, range } = parseContext(getContext(vm.pid));
   t.is(type, 'casemate_vmm_t');
   t.is(range?.low.categories.length, 2);
@@ -23,5 +24,19 @@ test.serial('a VM runs in the domain, with a pair of categories of its own, and 
   await vm.resume();
   t.like(await vm.exited, { reason: 'exit' });
   t.deepEqual(vm.denials, []);
-  t.deepEqual(denied(), []);
+  t.deepEqual(await denials.all(), []);
+});
+
+test.serial('a pair that the kernel knows is used again once its VM is gone, and no sooner', async (t) => {
+  const contexts = new Set<string>();
+  const again = await within(10_000, async () => {
+    await using one = await launch({ startPaused: true, ...enforcing });
+    await using two = await launch({ startPaused: true, ...enforcing });
+    const [first, second] = [getContext(one.pid), getContext(two.pid)];
+    t.not(first, second);
+    const isKnown = contexts.has(first) || contexts.has(second);
+    contexts.add(first).add(second);
+    return isKnown;
+  });
+  t.true(again);
 });
