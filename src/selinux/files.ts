@@ -60,6 +60,13 @@ export class FileLabels {
     setLabel(file, this.#label.image);
   }
 
+  /** What this process has open for all its VMs: asked once whether they may read it. */
+  shareOwn(descriptor: number): void {
+    if (ownShared.has(descriptor)) return;
+    this.share('options.guest', "the package's own", descriptor);
+    ownShared.add(descriptor);
+  }
+
   /** What it reads, as others may. */
   share(option: string, name: string, target: Target, tclass: 'file' | 'blk_file' = 'file'): void {
     const { context, content } = this.#label;
@@ -97,21 +104,26 @@ export class FileLabels {
     }
   }
 
-  /** Gives files back the labels that they had. */
-  restore(): void {
+  /** Gives files back the labels that they had; whether it could. */
+  restore(): boolean {
+    let isDone = true;
     for (const { copy, entry, path } of this.#claimed.splice(0)) {
       try {
         if (copy.context() === entry.to) copy.setContext(entry.from);
         rmSync(path, { force: true });
       } catch (error) {
+        isDone = false;
         // The journal keeps it: `casemate selinux restore` tries again.
         process.emitWarning(`${entry.path} keeps its label ${entry.to}: ${(error as Error).message}`);
       } finally {
         copy.close();
       }
     }
+    return isDone;
   }
 }
+
+const ownShared = new Set<number>();
 
 /** Contexts without categories, of files that monitors may read: what is asked once for all VMs. */
 const readable = new Set<string>();

@@ -15,6 +15,16 @@ export const types = {
   content: 'casemate_content_t',
 } as const;
 
+/** What the labels of a caller's VMs have in common: all but the categories. */
+interface Common {
+  /** Up to the categories: `user:role:type:s0:`. */
+  readonly monitor: string;
+  readonly image: string;
+  readonly content: string;
+  /** The caller's own categories, of which VMs have theirs. */
+  readonly categories: readonly number[];
+}
+
 /** The label of a VM. */
 export interface VmLabel {
   /** Of its monitor and its sockets. */
@@ -84,17 +94,32 @@ function ownContext(): SelinuxContext {
   return own;
 }
 
+let common: Common | undefined;
+
 /** The caller's user and role: to change them would take rights of their own. */
-function ownLabel({ categories }: SelinuxRequest): VmLabel {
+function commonLabel(): Common {
+  if (common !== undefined) return common;
   const { user, role, range } = ownContext();
   const base = formatContext({ user, role, type: types.monitor, range: single(0, []) });
   requireModule(base);
   checkTransition(base);
-  const mine = new Set(range?.high.categories ?? []);
-  const allowed = (categories ?? [...mine]).filter((category) => mine.has(category));
+  const level = `s${range?.low.sensitivity ?? 0}:`;
+  common = {
+    monitor: `${user}:${role}:${types.monitor}:${level}`,
+    image: `${user}:object_r:${types.image}:${level}`,
+    content: contentOf(user),
+    categories: range?.high.categories ?? [],
+  };
+  return common;
+}
+
+/** On the way of every launch: what is the same for all of them is not made again. */
+function ownLabel({ categories }: SelinuxRequest): VmLabel {
+  const { monitor, image, content, categories: mine } = commonLabel();
+  const allowed = categories === undefined ? mine : categories.filter((category) => mine.includes(category));
   if (allowed.length < 2) {
     throw selinuxError(
-      `The context that Node runs in has ${mine.size} categories, of which ${allowed.length} may be used`,
+      `The context that Node runs in has ${mine.length} categories, of which ${allowed.length} may be used`,
       {
         step: 'categories',
         remedy: 'Run Node with a range: runcon -l s0-s0:c0.c1023, or SELinuxContext= of its systemd unit.',
@@ -102,16 +127,19 @@ function ownLabel({ categories }: SelinuxRequest): VmLabel {
     );
   }
   const { pair, file } = leasePair(allowed);
-  const level = single(range?.low.sensitivity ?? 0, pair);
+  const level = `c${pair[0]},c${pair[1]}`;
   return {
-    context: formatContext({ user, role, type: types.monitor, range: level }),
+    context: monitor + level,
     categories: pair,
     isLeased: true,
     lease: file,
-    image: formatContext({ user, role: 'object_r', type: types.image, range: level }),
-    content: formatContext({ user, role: 'object_r', type: types.content, range: single(0, []) }),
+    image: image + level,
+    content,
   };
 }
+
+const contentOf = (user: string): string =>
+  formatContext({ user, role: 'object_r', type: types.content, range: single(0, []) });
 
 function givenLabel(context: string): VmLabel {
   checkContext(context);
@@ -132,7 +160,7 @@ function givenLabel(context: string): VmLabel {
       type: types.image,
       ...(range && { range: { low: range.high, high: range.high } }),
     }),
-    content: formatContext({ user, role: 'object_r', type: types.content, range: single(0, []) }),
+    content: contentOf(user),
   };
 }
 
@@ -141,11 +169,8 @@ function single(sensitivity: number, categories: readonly number[]) {
   return { low: level, high: level };
 }
 
-let hasModule = false;
-
 /** One that is removed while we run makes the launch fail at its first step. */
 function requireModule(base: string): void {
-  if (hasModule) return;
   try {
     checkContext(base);
   } catch (cause) {
@@ -155,7 +180,6 @@ function requireModule(base: string): void {
       cause,
     });
   }
-  hasModule = true;
 }
 
 /** Contexts that the policy has let us start: a policy that changes makes a launch fail at its execve. */

@@ -30,15 +30,25 @@ const lastWordsMs = 200;
  * Has a VM hear of what its label is denied, and of changes of the host's mode. One descriptor for each, for all VMs, as long
  * as there are any.
  *
+ * @param forgotten - called when it hears no more: from then on what its label is denied is not for it.
  * @internal
  */
-export function watchLabelled(vm: Labelled, { context }: VmLabel, onModeChange: 'report' | 'end'): void {
+export function watchLabelled(
+  vm: Labelled,
+  { context }: VmLabel,
+  onModeChange: 'report' | 'end',
+  forgotten: () => void,
+): void {
   denials ??= listen(() => followDenials(onDenial));
   modes ??= listen(() => new native.KernelMessages('selinux', onMode));
   const one = { vm, onModeChange };
   const set = watched.get(context) ?? new Set();
   watched.set(context, set.add(one));
-  vm.exited.then(() => setTimeout(() => forget(context, one), lastWordsMs).unref());
+  const forgetOne = () => {
+    forget(context, one);
+    forgotten();
+  };
+  vm.exited.then(() => setTimeout(forgetOne, lastWordsMs).unref());
 }
 
 /** Who may not hear of them launches nevertheless: what is denied stays denied. */

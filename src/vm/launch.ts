@@ -24,6 +24,7 @@ import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
 import { FileLabels } from '../selinux/files.js';
 import { labelFor, labelOf, type Unlabelled, type VmLabel } from '../selinux/label.js';
+import { sparePair } from '../selinux/leases.js';
 import { watchLabelled } from '../selinux/watch.js';
 import { channels } from './channels.js';
 import type { Device } from './devices.js';
@@ -142,7 +143,13 @@ function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Be
     inputs.forEach((file, i) => {
       descriptors[inputName(first + i)] = files.open(names.input(inputs, i), file);
     });
-    if (label !== undefined) labelBuiltIn(label, options, descriptors, fileLabels as FileLabels);
+    if (label?.lease !== undefined) descriptors.categories = label.lease;
+    if (fileLabels !== undefined) {
+      // What is not opened for this launch alone.
+      if (options.guest === undefined) fileLabels.shareOwn(descriptors.guest as number);
+      if (kernel !== undefined) fileLabels.share('options.kernel', 'what was unpacked of it', kernel);
+      if (agent !== undefined) fileLabels.share('options.agent', 'its initrd', descriptors[inputName(0)] as NativeFile);
+    }
     const launching = runLaunch({
       plan,
       descriptors,
@@ -160,21 +167,6 @@ function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Be
     cgroup?.handle.close();
     label?.lease?.close();
   }
-}
-
-/** What is not opened for this launch alone: the package's guest, the agent, an unpacked kernel. And the lease goes along. */
-function labelBuiltIn(
-  { lease }: VmLabel,
-  { agent, guest }: ParsedOptions,
-  descriptors: Record<string, number | NativeFile | undefined>,
-  labels: FileLabels,
-): void {
-  if (lease !== undefined) descriptors.categories = lease;
-  const shared = [
-    ...(guest === undefined || typeof descriptors.guest === 'object' ? [descriptors.guest] : []),
-    ...(agent === undefined ? [] : [descriptors[inputName(0)]]),
-  ];
-  for (const file of shared) if (file !== undefined) labels.share('options.guest', "the package's own", file);
 }
 
 const noDevices = encodeDevices([]);
@@ -237,6 +229,7 @@ function takeOver(id: string, options: ParsedOptions, begun: Begun, t0: bigint):
   const label = labelOf(begun.label);
   const { jail, signal, timeoutMs } = options;
   const { child } = launching;
+  let isRestored: boolean | undefined;
   const vm = new Vm({
     id,
     launching,
@@ -249,7 +242,9 @@ function takeOver(id: string, options: ParsedOptions, begun: Begun, t0: bigint):
     vsock: hasVsock(options) ? { label: label?.context } : undefined,
     memoryMib: options.memoryMib,
     label,
-    released: () => fileLabels?.restore(),
+    released: () => {
+      isRestored = fileLabels?.restore();
+    },
     ended: (exit) => channels.exit.publish({ id, vm, exit }),
     evidence: () => ({
       jail,
@@ -263,7 +258,12 @@ function takeOver(id: string, options: ParsedOptions, begun: Begun, t0: bigint):
       resources,
     }),
   });
-  if (label !== undefined) watchLabelled(vm, label, jail.selinux.onModeChange);
+  if (label !== undefined) {
+    watchLabelled(vm, label, jail.selinux.onModeChange, () => {
+      // A pair that a file of the VM still has is not for another one.
+      if (isRestored && label.isLeased) sparePair(label.categories as readonly [number, number]);
+    });
+  }
   const kill = () => vm.end({ reason: 'killed' });
   const unlisten = onAbort(signal, kill);
   // It may have been aborted where nobody listened, by a subscriber of ours.
