@@ -14,6 +14,7 @@ import { type LaunchOptions, launch, warmUp } from 'casemate';
 import { cpio } from 'casemate/image';
 import { agentModules, busyboxRoot, initrd, program, testKernel } from '../helpers/linux.js';
 import { program as compiled } from '../helpers/programs.js';
+import { selinuxCost } from './selinux-cost.js';
 
 const memoryMib = 256;
 const cmdline = 'console=ttyS0 quiet panic=-1 pci=off';
@@ -306,7 +307,12 @@ function fail(error: Error): void {
   process.exitCode = 1;
 }
 
-for (const [name, bench] of Object.entries({ boot, disk, network, initcalls, words: commandLines }))
+/** Launches of bare-metal guests, and nothing of QEMU's. */
+async function selinux(): Promise<void> {
+  console.log(await selinuxCost(rounds));
+}
+
+for (const [name, bench] of Object.entries({ boot, disk, network, initcalls, words: commandLines, selinux }))
   if (wanted.includes(name)) await bench().catch(fail);
 const header = `${rounds} rounds, ${availableParallelism()} CPUs, kernel ${release()}, guests ${testKernel.version}`;
 const report = `${header}\n\n${table()}`;

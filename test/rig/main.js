@@ -5,6 +5,7 @@
 //   node test/rig/main.js test [test/rig/foo.test.ts...]     default: what `suites` below has
 //   node test/rig/main.js bench [--rounds=5] [boot] [disk] [network]      default: these three
 //   node test/rig/main.js bench [--rounds=5] initcalls words --words=audit=0,tsc=reliable
+//   node test/rig/main.js bench --rounds=200 selinux     what a label adds to a launch; `npm run bench:selinux`
 //
 // CASEMATE_RIG_SELINUX: "module" for a machine that enforces Debian's policy with our module, "debian" without it.
 // CASEMATE_RIG_CALLERS: as whom the tests run there, by default "root,user".
