@@ -129,6 +129,10 @@ const boundaries: readonly (readonly [(denial: Denial) => boolean, string])[] = 
     'A monitor is handed its files. One that opens or executes files is not as it should be.',
   ],
   [
+    ({ permissions }) => permissions.includes('entrypoint'),
+    "Every program with that label could then be started in a monitor's place.",
+  ],
+  [
     ({ target }) => /^(shadow|passwd_file|security|selinux_config|user_home|auth_)/.test(typeOf(target)),
     'Secrets and homes are nothing that a guest should reach.',
   ],
