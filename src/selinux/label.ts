@@ -4,7 +4,7 @@ import { native } from '../native.js';
 import { deniedOf } from './access.js';
 import { formatContext, parseContext, type SelinuxContext } from './context.js';
 import { checkContext, selinuxError } from './host.js';
-import { leaseGiven, leasePair } from './leases.js';
+import { leaseGiven, leasePair, sparePair } from './leases.js';
 import type { SelinuxRequest } from './request.js';
 
 /** Types of policy/casemate.cil. */
@@ -136,6 +136,16 @@ function ownLabel({ categories }: SelinuxRequest): VmLabel {
     image: image + level,
     content,
   };
+}
+
+/**
+ * Has another VM of this process use the pair of one that has left nothing behind, of which nothing is heard any more, or
+ * that never was.
+ * @internal
+ */
+export function giveBack({ lease, isLeased, categories }: VmLabel): void {
+  lease?.close();
+  if (isLeased && categories !== undefined) sparePair(categories);
 }
 
 const contentOf = (user: string): string =>

@@ -30,7 +30,7 @@ const byteOf = ([low, high]: readonly [number, number]): number => low * 1024 + 
 const spare: (readonly [number, number])[] = [];
 const maxSpare = 1024;
 
-/** Gives back the pair of a VM that has left nothing behind, and that nothing is heard of any more. */
+/** Adds a pair that is free again. */
 export function sparePair(pair: readonly [number, number]): void {
   if (spare.length < maxSpare) spare.push(pair);
 }

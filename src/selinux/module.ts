@@ -17,7 +17,7 @@ import { builtFile, native } from '../native.js';
 import { deniedOf } from './access.js';
 import { restoreLabels } from './files.js';
 import { getContext, mode, type SelinuxMode, selinuxError } from './host.js';
-import { isSelinuxHere, labelFor, types } from './label.js';
+import { giveBack, isSelinuxHere, labelFor, types } from './label.js';
 import { journal, leasesPath, makeState, stateFolder } from './leases.js';
 import { parseSelinux } from './request.js';
 
@@ -155,7 +155,7 @@ export function selinuxStatus(): SelinuxStatus {
     const context = isSelinuxHere() ? getContext() : undefined;
     return { mode: mode(), context, label: undefined, unlabelled: found.unlabelled };
   }
-  found.lease?.close();
+  giveBack(found);
   return { mode: mode(), context: getContext(), label: found.context, unlabelled: undefined };
 }
 

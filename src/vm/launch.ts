@@ -23,8 +23,7 @@ import { inputName, type Jail, type MonitorLimits, monitorPlan } from '../jail/p
 import { syscallName } from '../jail/syscalls.js';
 import { native } from '../native.js';
 import { FileLabels } from '../selinux/files.js';
-import { labelFor, labelOf, type Unlabelled, type VmLabel } from '../selinux/label.js';
-import { sparePair } from '../selinux/leases.js';
+import { giveBack, labelFor, labelOf, type Unlabelled, type VmLabel } from '../selinux/label.js';
 import { watchLabelled } from '../selinux/watch.js';
 import { channels } from './channels.js';
 import type { Device } from './devices.js';
@@ -261,7 +260,7 @@ function takeOver(id: string, options: ParsedOptions, begun: Begun, t0: bigint):
   if (label !== undefined) {
     watchLabelled(vm, label, jail.selinux.onModeChange, () => {
       // A pair that a file of the VM still has is not for another one.
-      if (isRestored && label.isLeased) sparePair(label.categories as readonly [number, number]);
+      if (isRestored) giveBack(label);
     });
   }
   const kill = () => vm.end({ reason: 'killed' });
@@ -513,7 +512,7 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   if (parsed.limits !== undefined) checkLimits(parsed.limits);
   const label = labelOf(labelFor(parsed.jail.selinux));
   if (descriptorsOf(parsed.devices).length === 0) planFor(parsed, resourcesOf(parsed, 0), label);
-  label?.lease?.close();
+  if (label !== undefined) giveBack(label);
   devNull();
   if (isLinux(parsed)) await kernelOf(parsed);
   if (parsed.guest === undefined) builtInGuest();
