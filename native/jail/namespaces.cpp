@@ -35,8 +35,9 @@ Result<int> make_root() {
     return check("fsopen(tmpfs)", context);
   }
   Fd owned(static_cast<int>(context));
-  // Room for the one file that the monitor is bound to, and its directory.
-  for (auto [key, value] : {std::pair{"mode", "0555"}, {"size", "4k"}, {"nr_inodes", "4"}}) {
+  // Room for the one file that the monitor is bound to, and its directory. Its owner may write
+  // there as long as the mount is writable: without CAP_DAC_OVERRIDE this takes the mode, too.
+  for (auto [key, value] : {std::pair{"mode", "0755"}, {"size", "4k"}, {"nr_inodes", "4"}}) {
     if (SysError error = configure(owned.get(), FSCONFIG_SET_STRING, key, value)) {
       return error;
     }

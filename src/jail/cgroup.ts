@@ -123,7 +123,8 @@ function search<T>(controllers: readonly Controller[], take: (base: number, path
     const answer = consider(path, controllers, legacy, take);
     if (!('problem' in answer)) return answer.taken;
     refusals.push(answer);
-    if (answer.problem === 'forbidden') break; // and so are those above it
+    // And so are those above it. But a root whose SELinux domain is confined may have no more than its own cgroup.
+    if (answer.problem === 'forbidden' && path !== mount) break;
   }
   throw unavailable(controllers, refusals);
 }
