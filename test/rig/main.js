@@ -14,7 +14,7 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { conclude, Tally } from '../../scripts/suite.js';
-import { kernelImage, missingHere, rootImage } from './image.js';
+import { kernelImage, missingHere, policyWithModule, rootImage } from './image.js';
 import { results, runBench, runSuites, shell } from './machine.js';
 
 process.chdir(fileURLToPath(new URL('../..', import.meta.url)));
@@ -59,6 +59,7 @@ if (command === 'images') {
   if (missing !== undefined) throw new Error(missing);
   rootImage();
   kernelImage();
+  policyWithModule();
 } else if (command === 'shell') {
   if (missing !== undefined) console.error(missing);
   process.exitCode = missing === undefined ? await shell() : 1;

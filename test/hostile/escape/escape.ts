@@ -30,7 +30,7 @@ export const strictLayers = layerNames.filter((name) => name !== 'timeNamespace'
 const needsNoNewPrivs: ReadonlySet<LayerName> = new Set(['landlock', 'seccomp']);
 
 /** The option `jail` of launch(). */
-function jailOf(setting: Exclude<Setting, 'host'>): object | undefined {
+export function jailOf(setting: Exclude<Setting, 'host'>): object | undefined {
   if (setting === 'strict') return undefined;
   const isOn = (name: LayerName): boolean => {
     if (setting === 'none') return false;
@@ -46,7 +46,7 @@ function jailOf(setting: Exclude<Setting, 'host'>): object | undefined {
 
 let copy: string | undefined;
 /** A copy of the package whose monitor is the hostile one. */
-const hostilePackage = (): string => {
+export const hostilePackage = (): string => {
   copy ??= packageWithMonitor(program('escape'));
   return copy;
 };
@@ -114,7 +114,8 @@ export async function tryAll(settings: readonly Setting[], uid?: number): Promis
   return (await underAttack<string[]>(script, uid)).map(parse);
 }
 
-function parse(output: string): Tried[] {
+/** What the program says of its tries. */
+export function parse(output: string): Tried[] {
   return output
     .split('\n')
     .filter(Boolean)
