@@ -46,11 +46,15 @@ export type Metric = keyof typeof metrics;
 /** What one fresh process has measured: one number per launch (or request). */
 export type Values = Partial<Record<Metric, readonly number[]>>;
 
-/** One process's measurements. Trials of one round were made close to each other in time. */
-export interface Trial {
-  readonly round: number;
+/** What one trial gives. */
+export interface Measured {
   readonly values: Values;
   readonly steps?: readonly Step[];
+}
+
+/** One process's measurements. Trials of one round were made close to each other in time. */
+export interface Trial extends Measured {
+  readonly round: number;
 }
 
 /** All trials of one subject, or why there are none. */

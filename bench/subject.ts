@@ -3,8 +3,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { Step } from '#lib/cli/steps.js';
-import type { Metric, Values } from './results.js';
+import type { Measured, Metric, Values } from './results.js';
 import type { Request } from './trial.js';
 
 /** The top folder of the repository. */
@@ -18,12 +17,6 @@ export interface Effort {
   readonly smoke: boolean;
   /** Launches that are measured in each process. */
   readonly launches: number;
-}
-
-/** What one trial gives. */
-export interface Measured {
-  readonly values: Values;
-  readonly steps?: readonly Step[];
 }
 
 export interface Subject {

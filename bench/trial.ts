@@ -13,9 +13,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 // Types alone: the trial `cold` measures what loading the package costs.
 import type { CasemateError, Vm } from 'casemate';
 import { momentsOf, StepTable } from '#lib/cli/steps.js';
-import type { Metric } from './results.js';
+import type { Measured, Metric } from './results.js';
 import { execTime } from './steps.js';
-import type { Measured } from './subject.js';
 
 /** What nothing but its number of launches is to be said about. */
 interface Plain<Kind> {

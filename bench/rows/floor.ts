@@ -1,8 +1,9 @@
 /** The floor: the same kernel work with nothing else, in C (bench/floor/README.md). */
 import { accessSync } from 'node:fs';
 import { StepTable } from '#lib/cli/steps.js';
+import type { Measured } from '../results.js';
 import { momentsOfFloor } from '../steps.js';
-import { built, type Measured, needsRoot, output, type Subject, valuesOfLines } from '../subject.js';
+import { built, needsRoot, output, type Subject, valuesOfLines } from '../subject.js';
 
 function missing(): string | undefined {
   try {

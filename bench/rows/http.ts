@@ -6,7 +6,8 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import autocannon from 'autocannon';
-import { built, lacks, type Measured, root, type Subject } from '../subject.js';
+import type { Measured } from '../results.js';
+import { built, lacks, root, type Subject } from '../subject.js';
 import { bubblewrap } from './peers.js';
 
 interface Server {

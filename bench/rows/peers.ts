@@ -2,16 +2,8 @@
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
-import {
-  built,
-  inFreshNode,
-  lacks,
-  type Measured,
-  needsRoot,
-  output,
-  type Subject,
-  valuesOfLines,
-} from '../subject.js';
+import type { Measured } from '../results.js';
+import { built, inFreshNode, lacks, needsRoot, output, type Subject, valuesOfLines } from '../subject.js';
 
 const family = 'peer';
 

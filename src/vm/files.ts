@@ -3,7 +3,9 @@ import { CasemateError, isSystemError, wrapSystemError } from '../errors.js';
 import type { NativeFile } from '../jail/native.js';
 import { builtFile, native } from '../native.js';
 import type { FileLabels } from '../selinux/files.js';
-import type { FileSource } from './options.js';
+
+/** A file that the VM gets: its path, its contents, or a descriptor that stays the caller's. */
+export type FileSource = string | Uint8Array | { fd: number };
 
 /** Files of one launch: opened here, taken by the launcher. */
 export class LaunchFiles {

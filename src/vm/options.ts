@@ -3,12 +3,10 @@ import { boolean, descriptor, integer, invalid, object, oneOf, string } from '..
 import type { CgroupSettings } from '../jail/cgroup.js';
 import { type Jail, type JailOptions, parseJail } from '../jail/profiles.js';
 import { type BalloonOptions, type Device, type DiskOptions, parseDevices } from './devices.js';
+import type { FileSource } from './files.js';
 import { type Limits, parseLimits } from './limits.js';
 import type { NetworkOptions } from './network.js';
 import { wire } from './wire.js';
-
-/** A file that the VM gets: its path, its contents, or a descriptor that stays the caller's. */
-export type FileSource = string | Uint8Array | { fd: number };
 
 /** What casemate's agent in a guest may need. */
 export interface AgentOptions {

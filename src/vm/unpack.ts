@@ -18,7 +18,7 @@ import type { NativeFile } from '../jail/native.js';
 import { type Jail, programPlan } from '../jail/profiles.js';
 import { builtFile, native } from '../native.js';
 import { labelFor, labelOf, setLabel } from '../selinux/label.js';
-import type { FileSource } from './options.js';
+import type { FileSource } from './files.js';
 import { bare, wire } from './wire.js';
 
 /**
