@@ -124,23 +124,22 @@ struct stat expect(int fd, unsigned kind, unsigned or_kind = 0) {
 
 } // namespace
 
-Configuration receive_configuration(ConfigurationMessage& message) {
-  const std::size_t size = receive(message);
+int decode_configuration(ConfigurationMessage& message, std::size_t size,
+                         Configuration& configuration) {
   const casemate_configure& head = message.head;
   if (size < sizeof head || head.header.type != CASEMATE_COMMAND_CONFIGURE ||
       head.header.size != size || head.magic != CASEMATE_WIRE_MAGIC ||
       head.version != CASEMATE_WIRE_VERSION) {
-    refuse(EPROTO);
+    return EPROTO;
   }
   const std::size_t cpuid_size = std::size_t{head.cpuid_count} * sizeof(kvm_cpuid_entry2);
   const std::size_t devices_size = std::size_t{head.device_count} * sizeof(casemate_device);
   if (!is_valid(head) || size != sizeof head + cpuid_size + devices_size + head.arguments_size) {
-    refuse(EINVAL);
+    return EINVAL;
   }
   auto* cpuid = reinterpret_cast<casemate_kvm_cpuid2*>(message.cpuid);
   cpuid->nent = head.cpuid_count;
 
-  Configuration configuration;
   configuration.memory_size = head.memory_size;
   configuration.flags = head.flags;
   configuration.format = head.format;
@@ -154,10 +153,16 @@ Configuration receive_configuration(ConfigurationMessage& message) {
   configuration.devices = {reinterpret_cast<const casemate_device*>(message.rest + cpuid_size),
                            head.device_count};
   configuration.arguments = {message.rest + cpuid_size + devices_size, head.arguments_size};
-  if (!are_strings(configuration.arguments, head.argument_count) ||
-      !(configuration.is_linux() ? is_valid_linux(head) && are_devices(configuration)
-                                 : is_valid_bare_metal(head))) {
-    refuse(EINVAL);
+  const bool is_valid_guest = configuration.is_linux()
+                                  ? is_valid_linux(head) && are_devices(configuration)
+                                  : is_valid_bare_metal(head);
+  return is_valid_guest && are_strings(configuration.arguments, head.argument_count) ? 0 : EINVAL;
+}
+
+Configuration receive_configuration(ConfigurationMessage& message) {
+  Configuration configuration;
+  if (const int error = decode_configuration(message, receive(message), configuration)) {
+    refuse(error);
   }
   return configuration;
 }

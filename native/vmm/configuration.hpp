@@ -51,6 +51,11 @@ struct Configuration {
   bool is_linux() const { return format == CASEMATE_IMAGE_LINUX || format == CASEMATE_IMAGE_PVH; }
 };
 
+/// Checks a message of `size` bytes; 0, or why it is refused (errno). What `configuration`
+/// then points to lies in the message.
+int decode_configuration(ConfigurationMessage& message, std::size_t size,
+                         Configuration& configuration);
+
 /// Receives and checks the configuration, which is the first message. On anything
 /// wrong the process ends, with CASEMATE_EVENT_FAILED.
 Configuration receive_configuration(ConfigurationMessage& message);

@@ -56,6 +56,21 @@ static_assert(machine::virtio::VsockStreams::guest_id == CASEMATE_FIRST_GUEST_ST
 
 } // namespace
 
+bool is_command(const casemate_stream_command& message, long size, unsigned flags,
+                bool has_descriptor) {
+  const std::uint32_t type = message.header.type;
+  const std::size_t expected = is_of_stream(type) || type == CASEMATE_COMMAND_BALLOON
+                                   ? sizeof message
+                                   : sizeof(casemate_command);
+  // The kernel says where it could not give us all that was sent: where we have too many
+  // already, the command comes without.
+  const bool is_cut = (flags & msg_control_truncated) != 0;
+  const bool is_complete =
+      brings_socket(type) ? has_descriptor != is_cut : !has_descriptor && !is_cut;
+  return size >= 0 && static_cast<std::size_t>(size) == expected &&
+         message.header.size == expected && (flags & msg_truncated) == 0 && is_complete;
+}
+
 Command take_command() {
   casemate_stream_command message{};
   Rights rights;
@@ -74,17 +89,7 @@ Command take_command() {
                               rights.type == type_rights;
   Command command{message.header.type, message.id, message.port,
                   sys::Fd(has_descriptor ? rights.descriptor : -1)};
-  const std::size_t expected =
-      is_of_stream(command.type) || command.type == CASEMATE_COMMAND_BALLOON
-          ? sizeof message
-          : sizeof(casemate_command);
-  // The kernel says where it could not give us all that was sent: where we have too many
-  // already, the command comes without.
-  const bool is_cut = (header.flags & msg_control_truncated) != 0;
-  const bool is_complete =
-      brings_socket(command.type) ? has_descriptor != is_cut : !has_descriptor && !is_cut;
-  if (size < 0 || static_cast<std::size_t>(size) != expected || message.header.size != expected ||
-      (header.flags & msg_truncated) != 0 || !is_complete) {
+  if (!is_command(message, size, header.flags, has_descriptor)) {
     exit_process(1);
   }
   return command;

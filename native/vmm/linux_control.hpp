@@ -17,6 +17,11 @@ struct Command {
   sys::Fd socket;
 };
 
+/// Whether what recvmsg() gave is whole: of the size of its type, and with a descriptor where its
+/// type brings one. `flags` are MSG_* as the kernel returned them.
+bool is_command(const casemate_stream_command& message, long size, unsigned flags,
+                bool has_descriptor);
+
 /// The next one, without waiting. Where Node says what it never would, or has hung up, the
 /// process ends.
 Command take_command();
