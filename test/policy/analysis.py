@@ -1,4 +1,4 @@
-"""What a monitor's domain can reach, asked of a whole policy with setools. Prints TAP.
+"""What the domains of a monitor and of a service that launches some can reach, asked of a whole policy with setools. Prints TAP.
 
     analysis.py <policy> [<domain>]
 
@@ -43,7 +43,11 @@ def allowed(**wanted):
                 yield str(single.source), str(single.target), str(single.tclass), str(permission)
 
 
-mine = {rule for rule in allowed(source=VMM) if rule[0] == VMM}
+def of(domain):
+    return {rule for rule in allowed(source=domain) if rule[0] == domain}
+
+
+mine = of(VMM)
 
 
 def types(attribute):
@@ -53,8 +57,8 @@ def types(attribute):
         return set()
 
 
-def rules(test):
-    return {" ".join(rule) for rule in mine if test(*rule[1:])}
+def rules(test, within=mine):
+    return {" ".join(rule) for rule in within if test(*rule[1:])}
 
 
 check("the domain is known, and constrained by its categories",
@@ -86,7 +90,8 @@ check("it has sockets of no family but Unix streams, and labelled packets that n
             and permission != "recvfrom"))
 check("it binds to no port and sends over no interface or node",
       rules(lambda _, kind, __: kind in {"node", "netif", "packet"}))
-stream = {VMM, "setrans_t", "unconfined_t", "sysadm_t"}
+callers = types("casemate_caller")
+stream = {VMM, "setrans_t"} | callers
 check("it connects to no program but the one that translates labels for all",
       rules(lambda target, _, permission: permission in {"connectto", "sendto"} and target not in {VMM, "setrans_t"}))
 check("streams are its own, or its launcher's",
@@ -108,7 +113,6 @@ check("it executes no program, its own neither", rules(lambda _, kind, permissio
 check("no rule transitions it of its own accord",
       [rule for rule in setools.TERuleQuery(policy, ruletype=["type_transition"], source=VMM, tclass=["process"]).results()])
 
-callers = types("casemate_caller")
 # Whoever may make a process of every domain there is, may make one of this.
 everywhere = {source for source, target, _, __ in allowed(target="svirt_t", tclass=["process"], perms=["transition"])}
 check("only callers may start one",
@@ -131,5 +135,34 @@ shared = {VMM, "casemate_image_t", "casemate_content_t"}
 check("whatever it may do to another VM or its files, categories decide",
       rules(lambda target, kind, permission: target in shared and kind not in {"association", "peer", "fd"}
             and (kind, permission) not in alone and permission not in constrained.get(kind, set())))
+
+SERVICE = "casemate_service_t"
+its = of(SERVICE)
+IMAGES = {"casemate_image_t", "casemate_content_t", "casemate_state_t"}
+check("a service has no rule over secrets of authentication and homes",
+      rules(lambda target, *_: target in secrets | homes, its))
+check("it starts nothing but monitors, and executes no program in its own domain",
+      rules(lambda target, _, permission: permission in {"execute_no_trans", "dyntransition", "setcurrent"}
+            or (permission == "transition" and target != VMM), its))
+check("it has sockets for its clients, the kernel and taps, and no network",
+      rules(lambda target, kind, permission: (kind in sockets and permission != "recvfrom" and kind not in {
+          "unix_stream_socket", "unix_dgram_socket", "tun_socket", "netlink_audit_socket", "netlink_selinux_socket",
+          "netlink_route_socket"}) or kind in {"node", "netif", "packet"}, its))
+check("it traces nothing, and signals only itself and monitors",
+      rules(lambda target, kind, permission: permission == "ptrace" or
+            (permission in {"signal", "sigkill", "sigstop", "signull"} and target not in {SERVICE, VMM}), its))
+check("it writes to no file of another user, and has no rights over the machine",
+      rules(lambda _, kind, permission: kind in {"capability", "cap_userns"} and permission not in {
+          "dac_read_search", "kill", "net_admin", "setgid", "setpcap", "setuid", "sys_admin", "sys_ptrace", "sys_resource"}, its))
+check("it asks the policy, and changes neither that nor the mode nor the kernel's code",
+      rules(lambda _, kind, permission: kind in {"system", "bpf", "perf_event"} or
+            (kind == "security" and permission not in {"check_context", "compute_av"}), its))
+check("it relabels only what VMs are given, and what it makes in memory",
+      rules(lambda target, _, permission: permission in {"relabelfrom", "relabelto"}
+            and target not in IMAGES | {"tmpfs_t", SERVICE}, its))
+check("it changes files of VMs, of the kernel and of memory, and no others",
+      rules(lambda target, kind, permission: kind in FILES and permission in changes and permission != "mounton"
+            and target not in written | devices | IMAGES | {SERVICE, "tmpfs_t", "cgroup_t", "sysctl_t", "sysctl_net_t",
+                                                            "security_t", "var_run_t", "unconfined_t"}, its))
 
 print(f"1..{count}")
