@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import test, { type ExecutionContext } from 'ava';
-import { isLeased, type Lease, leaseGiven, leasePair } from '#lib/selinux/leases.js';
+import { isLeased, type Lease, leaseGiven, leasePair, sparePair } from '#lib/selinux/leases.js';
 import { root } from '../helpers/index.js';
 
 const refused = { code: 'ERR_CASEMATE_SELINUX' };
@@ -38,6 +38,20 @@ test('a range may have gaps, and of two categories there is one pair', (t) => {
   const path = leasesFile(t);
   t.deepEqual(leasePair([3, 1000], path).pair, [3, 1000]);
   t.throws(() => leasePair([3, 1000], path), refused);
+});
+
+test('a pair that was given back is used again, but not while somebody else has it, nor outside of a range', (t) => {
+  const path = leasesFile(t);
+  const first = leasePair(upTo(1024), path);
+  first.file.close();
+  sparePair(first.pair);
+  const again = leasePair(upTo(1024), path);
+  t.deepEqual(again.pair, first.pair);
+  sparePair(again.pair);
+  t.notDeepEqual(leasePair(upTo(1024), path).pair, first.pair);
+  sparePair([3, 1000]);
+  t.deepEqual(leasePair([4, 5], path).pair, [4, 5]);
+  t.deepEqual(leasePair(upTo(1024), path).pair, [3, 1000]);
 });
 
 test('a pair that was asked for is shared with who asks for it, and given to nobody', (t) => {
