@@ -46,8 +46,9 @@ export class Tally {
 }
 
 /** Runs a program, passes its output on, and resolves to what its TAP says. */
-export async function runTap(command, args, env = {}) {
+export async function runTap(command, args, env = {}, cwd = '.') {
   const child = spawn(command, args, {
+    cwd,
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...process.env, ...env },
   });

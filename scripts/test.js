@@ -1,13 +1,15 @@
-// node scripts/test.js [unit] [ava] [sanitized] [races] [escape] [faults]
+// node scripts/test.js [unit] [ava] [sanitized] [trapping] [races] [escape] [faults]
 //
 // unit: the native unit tests. ava: the suite in test/, with the coverage of src/.
 // sanitized: the native unit tests as CMake builds them, with ASan and UBSan.
-// races: those of them that have threads, with TSan.
+// trapping: VMs of hostile and of ordinary guests, with a monitor that ends where UBSan finds something.
+// races: those of the unit tests that have threads, with TSan.
 // escape, faults: what `npm run test:escape` and `npm run test:faults` do, counted.
 import { spawnSync } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { built } from './cmake.js';
 import { conclude, runTap, Tally } from './suite.js';
+import { trappingCheckout } from './trapping.js';
 
 const builtWith = (sanitizers, folder, target) => built(folder, target, `--CDCASEMATE_SANITIZE=${sanitizers}`);
 
@@ -34,6 +36,28 @@ const suites = {
     builtWith('address;undefined', 'sanitized', 'casemate-unit')
       ? runTap('build/sanitized/casemate-unit', [])
       : unbuilt(),
+
+  async trapping() {
+    if (!builtWith('address;undefined', 'sanitized', 'casemate-vmm-trapping')) return unbuilt();
+    const files = [
+      'hostile/guests/guests',
+      'hostile/drivers',
+      'vm/console',
+      'vm/ends',
+      'vm/images',
+      'vm/linux',
+      'vm/vsock',
+    ];
+    const ava = ['node_modules/ava/entrypoints/cli.mjs', '--tap', ...files.map((file) => `build/test/${file}.test.js`)];
+    // CI has it run beside other tests, with the time that they leave.
+    const tally = await runTap(process.execPath, ava, { CASEMATE_PATIENCE: '4' }, trappingCheckout());
+    const { signal } = spawnSync('build/sanitized/casemate-trap', ['once more']);
+    const isFound = signal === 'SIGILL' && spawnSync('build/sanitized/casemate-trap').status === 0;
+    tally.say(
+      `${isFound ? 'ok' : `not ok`} - a shift that is undefined ends such a program, and one that is not does not`,
+    );
+    return tally;
+  },
 
   async races() {
     if (!builtWith('thread', 'races', 'casemate-races')) return unbuilt();

@@ -2,6 +2,7 @@
 // main(), as far as the monitor and the agent need it.
 #include "sys/syscall.hpp"
 
+#include <cstring>
 #include <elf.h>
 #include <linux/mman.h>
 
@@ -90,8 +91,11 @@ casemate_start(const unsigned long* stack) {
   const auto* auxiliary = reinterpret_cast<const Elf64_auxv_t*>(environment + 1);
   for (; auxiliary->a_type != AT_NULL; ++auxiliary) {
     if (auxiliary->a_type == AT_RANDOM) {
-      // The low byte stays zero: a string that runs over the guard ends before it.
-      __stack_chk_guard = *reinterpret_cast<const unsigned long*>(auxiliary->a_un.a_val) & ~0xfful;
+      // Bytes, at any address. The low one stays zero: a string that runs over the guard ends
+      // before it.
+      unsigned long random;
+      std::memcpy(&random, reinterpret_cast<const void*>(auxiliary->a_un.a_val), sizeof random);
+      __stack_chk_guard = random & ~0xfful;
     }
   }
   casemate_main(stack);
