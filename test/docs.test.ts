@@ -25,6 +25,8 @@ import { CasemateError, launch } from 'casemate';
 import { layerNames } from 'casemate/jail';
 import ts from 'typescript';
 import { type Capability, requires, root } from './helpers/index.js';
+import { ends } from './soak/ends.js';
+import { launches } from './soak/launches.js';
 
 interface Block {
   /** Of the document and the line of the block: `'README.md:12'`. */
@@ -271,6 +273,30 @@ ava('every link between the documents, and to a file, leads somewhere', (t) => {
       .map((target) => `${from.path}: ${target}`),
   );
   t.deepEqual(dead, []);
+});
+
+ava('every attack has something that shows what holds it: a test by its title, or a command', (t) => {
+  const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as {
+    scripts: Record<string, string>;
+  };
+  const scenarios = Object.keys({ ...launches, ...ends });
+  const rows = table(document('docs/security.md'), 'Attacker');
+  t.true(rows.length > 10);
+  for (const cells of rows) {
+    const shownBy = cells.at(-1) ?? '';
+    const tests = [...shownBy.matchAll(/\]\(\.\.\/([^)]+)\)(?:: “([^”]+)”)?/g)];
+    const commands = [...shownBy.matchAll(/`npm run ([\w:]+)(?: -- ([^`]+))?`/g)];
+    t.true(tests.length + commands.length > 0, cells.join('|'));
+    for (const [, path = '', title] of tests) {
+      // Of a fuzzer there is one.
+      const words = title ?? (path.endsWith('_fuzz.cpp') ? 'LLVMFuzzerTestOneInput' : undefined);
+      t.true(words !== undefined && readFileSync(join(root, path), 'utf8').includes(words), `${path}: ${words}`);
+    }
+    for (const [, script = '', words = ''] of commands) {
+      t.true(scripts[script] !== undefined, script);
+      if (script === 'soak') for (const word of words.split(' ')) t.true(scenarios.includes(word), word);
+    }
+  }
 });
 
 /** The rows of the table whose header starts with that word: their cells, the first one without its backquotes. */
