@@ -30,6 +30,8 @@ test.before(() => {
   run('sysctl', '-q', 'kernel.yama.ptrace_scope=0');
 });
 
+test.after.always(() => run('setsebool', 'casemate_debug', 'off'));
+
 /** A program with a label and no other layer of a jail, and the lines that it says. */
 async function start(t: ExecutionContext, context: string, ...args: string[]) {
   const process: JailedProcess = await spawn({
