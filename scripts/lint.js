@@ -55,7 +55,9 @@ async function checkTidy() {
   const inC = commands.filter(({ file }) => /\.(c|cpp)$/.test(file));
   const byFile = new Map(inC.map((command) => [command.file, command]));
   writeFileSync('build/tidy/compile_commands.json', JSON.stringify([...byFile.values()]));
-  const context = ['.clang-tidy', 'native/test/.clang-tidy', 'CMakeLists.txt', ...headers].map(text);
+  const context = ['.clang-tidy', 'bench/.clang-tidy', 'native/test/.clang-tidy', 'CMakeLists.txt', ...headers].map(
+    text,
+  );
   const queue = new Set(byFile.keys());
   const errors = [];
   const worker = async () => {
