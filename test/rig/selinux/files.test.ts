@@ -10,6 +10,7 @@ import { builtFile } from '#lib/native.js';
 import { root } from '../../helpers/index.js';
 import { kernel, loop, print } from '../../helpers/kernels.js';
 import { testKernel } from '../../helpers/linux.js';
+import { tellsOf } from '../../helpers/node.js';
 import { within } from '../../helpers/proc.js';
 import { run } from '../../helpers/selinux.js';
 import { refused } from '../../helpers/vm.js';
@@ -182,6 +183,16 @@ test.serial('a range of three categories is enough for three VMs, and the fourth
   await Promise.all(vms.map((vm) => vm.kill()));
   await using vm = await launch(options);
   t.is(vm.state, 'paused');
+});
+
+test.serial('a caller whose context has no categories is told that it can give none', async (t) => {
+  const error = await tellsOf<{ code: string; step: string; remedy: string }>(
+    `import { launch } from 'casemate';
+     await launch({ jail: { selinux: 'enforcing' } }).catch((error) => tell(failure(error)));`,
+    { through: ['runcon', '-l', 's0'] },
+  );
+  t.like(error, { code: 'ERR_CASEMATE_SELINUX', step: 'categories' });
+  t.regex(error.remedy, /runcon -l s0-s0:c0\.c1023/);
 });
 
 test.serial('a monitor’s binary with another label does not start, and nothing is left', async (t) => {
