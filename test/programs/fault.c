@@ -143,8 +143,8 @@ static int is_ordered(const struct seccomp_notif* asked) {
     if (order.born != process) {
       return 0;
     }
-  } else if (process != program_pid || !is_task((pid_t)asked->pid) || asked->data.nr == SYS_write) {
-    return 0; /* what they write to is eventfds, to wake others: that cannot fail */
+  } else if (process != program_pid || !is_task((pid_t)asked->pid)) {
+    return 0;
   }
   ++order.counted;
   return order.counted == order.number;
