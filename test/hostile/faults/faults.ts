@@ -44,13 +44,13 @@ export type GuestName = keyof typeof guests;
 
 /**
  * Each call fails once, or each `step`-th one, in its turn by the next of these; or by all of them, with `every`. Of calls that a step makes
- * many of in a row, as of the 41 capabilities that go one by one, the first three.
+ * many of in a row, as of the 41 capabilities that go one by one, the first three. `uid`: of who launches, and of his group.
  */
 export async function failEach(
   guest: GuestName,
   whose: Whose,
   by: readonly Fault[],
-  { every = false, step = 1 } = {},
+  { every = false, step = 1, uid }: { every?: boolean; step?: number; uid?: number | undefined } = {},
 ): Promise<Outcomes> {
   const ways = by.map((fault) => [fault, fault === 'SIGKILL' ? -9 : constants.errno[fault]]);
   const script = `
@@ -102,12 +102,14 @@ export async function failEach(
         last = call;
       }
     }
+    await warmUp();
     await (await launch(options)).exited;
     const left = await leaks(all);
     rmSync(folder, { recursive: true });
     tell({ outcomes, left });`;
   const told = await tellsOf<{ outcomes: (Outcome & { call: number })[]; left: string[] }>(script, {
     through: [program('fault')],
+    ...(uid !== undefined && { uid }),
   });
   return { ...told, outcomes: told.outcomes.map((each) => ({ ...each, call: syscallName(each.call) })) };
 }

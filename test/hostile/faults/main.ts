@@ -2,8 +2,12 @@
  * node build/test/hostile/faults/main.js [--every] [--list]
  *
  * Each call of a launch fails, of a bare-metal guest and of a Linux guest with devices, in its process and in the
- * launcher: once, or with --every in every way. --list prints what came of each.
+ * launcher: once, or with --every in every way; then in the process once more, launched by a user. --list prints what
+ * came of each.
  */
+import { spawnSync } from 'node:child_process';
+import { statSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { failEach, faults, flaw, type GuestName, guests } from './faults.js';
 
@@ -16,17 +20,38 @@ if (process.geteuid?.() !== 0) {
   process.exit();
 }
 
+/** A user who may open /dev/kvm, by his group. */
+const user = statSync('/dev/kvm').gid;
+
+/** Why there is no such user, or he cannot launch from here. */
+function excuse(): string | undefined {
+  if (user === 0) return "the group of /dev/kvm is root's";
+  const helper = fileURLToPath(new URL('../../helpers/leaks.js', import.meta.url));
+  const become = [`--reuid=${user}`, `--regid=${user}`, '--clear-groups', 'unshare', '--user', 'head', '-c1', helper];
+  return spawnSync('setpriv', become).status === 0
+    ? undefined
+    : `user ${user} can make no user namespace, or not read ${helper}`;
+}
+
+const noUser = excuse();
 let count = 0;
 for (const guest of Object.keys(guests) as GuestName[]) {
-  for (const whose of ['born', 'task'] as const) {
-    const { outcomes, left } = await failEach(guest, whose, whose === 'task' ? faults.slice(0, -1) : faults, values);
+  for (const [whose, uid] of [['born'], ['task'], ['born', user]] as const) {
+    if (uid !== undefined && noUser !== undefined) {
+      count += 1;
+      console.log(`ok ${count} - ${guest}: faults of the process, launched by a user # SKIP ${noUser}`);
+      continue;
+    }
+    const by = whose === 'task' ? faults.slice(0, -1) : faults;
+    const { outcomes, left } = await failEach(guest, whose, by, { ...values, uid });
     const flaws = outcomes.flatMap((outcome) => {
       const wrong = flaw(outcome);
       return wrong === undefined ? [] : [`${outcome.number}, ${outcome.call}, ${outcome.fault}: ${wrong}`];
     });
     count += 1;
     const isGood = flaws.length === 0 && left.length === 0;
-    const what = whose === 'born' ? 'the process' : 'the launcher';
+    const who = uid === undefined ? '' : ', launched by a user';
+    const what = (whose === 'born' ? 'the process' : 'the launcher') + who;
     console.log(`${isGood ? 'ok' : 'not ok'} ${count} - ${guest}: ${outcomes.length} faults of ${what}`);
     for (const line of [...flaws, ...left]) console.log(`  # ${line}`);
     if (!isGood) process.exitCode = 1;
