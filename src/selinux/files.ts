@@ -60,11 +60,12 @@ export class FileLabels {
     setLabel(file, this.#label.image);
   }
 
-  /** What this process has open for all its VMs: asked once whether they may read it. */
+  /** What this process has open for all its VMs: asked once whether those of this domain may read it. */
   shareOwn(descriptor: number): void {
-    if (ownShared.has(descriptor)) return;
+    const key = `${descriptor} ${this.#label.context.split(':')[2]}`;
+    if (ownShared.has(key)) return;
     this.share('options.guest', "the package's own", descriptor);
-    ownShared.add(descriptor);
+    ownShared.add(key);
   }
 
   /** What it reads, as others may. */
@@ -123,7 +124,7 @@ export class FileLabels {
   }
 }
 
-const ownShared = new Set<number>();
+const ownShared = new Set<string>();
 
 /** Contexts without categories, of files that monitors may read: what is asked once for all VMs. */
 const readable = new Set<string>();
