@@ -136,7 +136,7 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   timeline.stamp(CASEMATE_STAMP_IRQCHIP);
 
   // At CPL 3 the processor itself refuses them all. So launches of such guests do not wait the
-  // 0.1 ms that this takes. Before there is a vCPU, which would have to be told.
+  // 45 to 150 us that this takes. Before there is a vCPU, which would have to be told.
   if (configuration.cpl == 0) {
     check(CASEMATE_SETUP_VCPU, vm.set_msr_filter(machine::msr_filter()));
   }
