@@ -98,6 +98,11 @@ static void begin(unsigned id, unsigned port, int fd) {
   if (port == 3) {
     return;
   }
+  if (port == 11) {
+    /* Before Node hears of the stream, and looks. */
+    int ends[2];
+    stream->port = socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0 ? 1 : 2;
+  }
   say(CASEMATE_EVENT_STREAM_CONNECTED, id, 0);
   if (port == 5) {
     give(stream, "part", 4);
@@ -119,9 +124,6 @@ static void begin(unsigned id, unsigned port, int fd) {
     char text[32];
     give(stream, text, (size_t)snprintf(text, sizeof text, "%zu", total));
     stream->port = 8000;
-  } else if (port == 11) {
-    int ends[2];
-    stream->port = socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0 ? 1 : 2;
   } else if (port >= 1000) {
     struct stream* request = free_stream();
     request->asked_by = (unsigned)(stream - streams) + 1;
