@@ -69,6 +69,9 @@ export function childrenOf(pid: Pid): number[] {
     .sort((left, right) => left - right);
 }
 
+/** For how many nanoseconds the kernel has had a process's first thread on a processor; proc(5), schedstat. */
+export const cpuTimeOf = (pid: number): number => Number(readProc(pid, 'schedstat').split(' ')[0]);
+
 /** Whether it exists and has not ended. */
 export function isAlive(pid: number): boolean {
   const stat = ifThere(() => readProc(pid, 'stat'));

@@ -1,10 +1,11 @@
 /** Many launches in one process, and launches that get into trouble. */
+import { once } from 'node:events';
 import { closeSync, openSync, readdirSync } from 'node:fs';
 import { text } from 'node:stream/consumers';
 import { setTimeout as delay, setImmediate as immediate } from 'node:timers/promises';
 import { CasemateError, launch, type Vm, warmUp } from 'casemate';
 import { flat, guest } from '../helpers/guests.js';
-import { childrenOf, ifThere, isAlive, patience, readProc, within } from '../helpers/proc.js';
+import { childrenOf, cpuTimeOf, ifThere, isAlive, patience, readProc, within } from '../helpers/proc.js';
 import { holds, killAll, launchOrError, type Scenario } from './soak.js';
 
 const mebi = 2 ** 20;
@@ -269,6 +270,33 @@ const memoryOut: Scenario = {
   },
 };
 
+const exits: Scenario = {
+  title: 'guests that leave their processor by the million end like any other, and one beside them pays for none of it',
+  // Of 200,000 exits each.
+  rounds: 25,
+  short: 1,
+  needs: ['kvm'],
+  async run({ rounds, done, note }) {
+    await using beside = await launch({ guest: guest('echo') });
+    beside.console.write('ready');
+    await once(beside.console, 'data');
+    // It has said all that it will, and waits for its input.
+    holds(await within(5000, () => readProc(beside.pid, 'stat').includes(') S ')), 'The one beside them does not wait');
+    const before = cpuTimeOf(beside.pid);
+    const begun = performance.now();
+    for (let i = 0; i < rounds; i += 1) {
+      const vm = await launch({ guest: guest('hostile'), args: Array<string>(40).fill('exits') });
+      const counts = (await text(vm.console)).trim().split('\n').map(Number);
+      const { reason } = await vm.exited;
+      holds(reason === 'exit', `A guest ended with ${reason}`);
+      holds(counts.length === 40 && counts.every((count) => count === 5000), `A guest counted ${counts}`);
+      done(i + 1);
+    }
+    note(`${(((performance.now() - begun) * 1000) / (rounds * 200_000)).toFixed(1)} µs each`);
+    holds(cpuTimeOf(beside.pid) === before, 'The one beside them had the processor meanwhile');
+  },
+};
+
 export const launches = {
   'in-a-row': inRow,
   abort: aborted,
@@ -278,4 +306,5 @@ export const launches = {
   stopped,
   unread,
   memory: memoryOut,
+  exits,
 };

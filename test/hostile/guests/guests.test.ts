@@ -1,11 +1,10 @@
 /** Guests that mean harm: to what was in their memory before, to their own code, to each device and register there is. */
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
 import { launch, type VmExit } from 'casemate';
 import { guest } from '../../helpers/guests.js';
 import { requires } from '../../helpers/index.js';
 import { kernel, powerOff, print, readMsr, touchMemory, touchPorts, writeMsr } from '../../helpers/kernels.js';
-import { within } from '../../helpers/proc.js';
+import { cpuTimeOf, readProc, within } from '../../helpers/proc.js';
 import { run } from '../../helpers/vm.js';
 import { machine, out, realModeVcpu } from '../../kvm/guests.js';
 
@@ -49,25 +48,22 @@ test('a guest that leaves its processor all the time ends like any other, and no
   t.deepEqual(others, [[499_500], [499_500]]);
 });
 
-/** For how many nanoseconds the kernel has had a process on a processor, by its scheduler's account; proc(5). */
-const cpuTime = (pid: number): number => Number(readFileSync(`/proc/${pid}/schedstat`, 'utf8').split(' ')[0]);
-
 test('the time that a guest spends on leaving its processor is on its account, and on nobody else’s', async (t) => {
   await using neighbour = await launch({ guest: guest('echo'), memoryMib });
   // It has said all that it will when it waits for its input.
   neighbour.console.write('ready');
   await once(neighbour.console, 'data');
-  const waits = await within(5000, () => readFileSync(`/proc/${neighbour.pid}/stat`, 'utf8').includes(') S '));
+  const waits = await within(5000, () => readProc(neighbour.pid, 'stat').includes(') S '));
   t.true(waits);
-  const before = cpuTime(neighbour.pid);
+  const before = cpuTimeOf(neighbour.pid);
   const begun = performance.now();
   await using victim = await launch({ guest: hostile, args: ['exits', 'stay'], memoryMib });
   await once(victim.console, 'data');
-  const spent = cpuTime(victim.pid) / 1e6;
+  const spent = cpuTimeOf(victim.pid) / 1e6;
   const passed = performance.now() - begun;
   // No exit takes less than a microsecond, and no thread is on two processors.
   t.true(spent > 5 && spent <= passed, `${spent} of ${passed} ms`);
-  t.is(cpuTime(neighbour.pid), before);
+  t.is(cpuTimeOf(neighbour.pid), before);
 });
 
 /** How a Linux machine ends whose kernel does this, and then switches it off. */
