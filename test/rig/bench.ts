@@ -8,7 +8,6 @@ import { once } from 'node:events';
 import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { availableParallelism, release } from 'node:os';
 import { join } from 'node:path';
-import { text } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type LaunchOptions, launch, warmUp } from 'casemate';
 import { cpio } from 'casemate/image';
@@ -183,14 +182,21 @@ async function boot(): Promise<void> {
   }
 }
 
-const agentDrivers = ['virtio_mmio', 'vmw_vsock_virtio_transport'];
+/** A guest with the modules and the agent that it takes to run commands in it. */
+const withAgent = (): LaunchOptions => ({
+  kernel: testKernel.vmlinux,
+  initrd: cpio([...busyboxRoot(), ...agentModules(testKernel, ['virtio_mmio', 'vmw_vsock_virtio_transport'])]),
+  agent: true,
+  memoryMib,
+  startTimeoutMs: 60_000,
+});
 
-/** What people will do, with the modules and the agent that it takes. */
+/** What people will do. */
 async function agentRound(round: number): Promise<void> {
-  const agentInitrd = cpio([...busyboxRoot(), ...agentModules(testKernel, agentDrivers)]);
+  const options = withAgent();
   await warmUp();
   const t0 = performance.now();
-  await using vm = await launch({ kernel: testKernel.vmlinux, initrd: agentInitrd, agent: true, memoryMib });
+  await using vm = await launch(options);
   await vm.exec(['uname', '-r']);
   if (round > 0) note("ms to a command's result, 1 vCPU", 'casemate, exec()', performance.now() - t0);
 }
@@ -216,12 +222,12 @@ async function commandLines(): Promise<void> {
 
 /** What of its boot a kernel counts itself: the calls that took it longest. */
 async function initcalls(): Promise<void> {
-  const script = 'dmesg';
-  const vm = await launch({
-    ...{ kernel: testKernel.vmlinux, initrd: initrd(testKernel, script), memoryMib, startTimeoutMs: 60_000 },
+  await using vm = await launch({
+    ...withAgent(),
     cmdline: `${cmdline} initcall_debug log_buf_len=4M printk.time=1`,
   });
-  const said = await text(vm.console);
+  const { stdout } = await vm.exec(['sh', '-c', `dmesg -s ${4 << 20}`]);
+  const said = `${stdout}`;
   writeFileSync(join(results, 'dmesg'), said);
   const calls = [...said.matchAll(/initcall (\S+) returned \S+ after (\d+) usecs/g)].map(([, name, usecs]) => ({
     name: name as string,

@@ -193,6 +193,22 @@ testLinux(
   },
 );
 
+testLinux('what a guest may read and write in a second it does not exceed', async (t) => {
+  const rateLimit = { bytesPerSecond: 1 << 20, burstBytes: 256 << 10 };
+  const script = `echo ready; read line
+    dd if=/dev/vda of=/dev/null bs=64k count=24 2>/dev/null; echo "read $?"
+    dd if=/dev/zero of=/dev/vda bs=64k count=24 conv=fsync 2>/dev/null; echo "wrote $?"`;
+  await using vm = await launch(linux(script, { modules, disks: [{ path: disk('x', 8 << 20), rateLimit }] }));
+  await says(vm, 'ready');
+  const since = performance.now();
+  vm.console.write('go\n');
+  t.regex(await says(vm, 'wrote 0'), /read 0/);
+  const seconds = (performance.now() - since) / 1000;
+  // A burst and the largest request may have come at once.
+  const least = (2 * 24 * (64 << 10) - rateLimit.burstBytes - (1 << 20)) / rateLimit.bytesPerSecond;
+  t.true(seconds > least, `${seconds} s, and at least ${least}`);
+});
+
 const ringSwitch = '/proc/sys/kernel/io_uring_disabled';
 
 testLinux('where the host forbids io_uring, threads serve disks, and it can be seen', async (t) => {
