@@ -70,7 +70,10 @@ const nameOf = (path: string): string =>
     .replace(/\.ko(\.\w+)?$/, '')
     .replaceAll('-', '_');
 
-/** Paths of modules and of all that they need; modules.dep(5) has a line for each, with all that it needs. */
+/**
+ * Paths of modules and of all that they need; modules.dep(5) has a line for each, with all that it needs. That comes behind
+ * it, for what a folder of an initramfs gets last its readers find first: the agent then has none to load twice.
+ */
 export function modulePaths(folder: string, names: readonly string[]): string[] {
   const lines = fromFolder(folder, () => readFileSync(join(folder, list), 'utf8')).split('\n');
   const needs = new Map<string, readonly string[]>();

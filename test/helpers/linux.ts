@@ -91,9 +91,11 @@ export function busyboxRoot(files: readonly Entry[] = []): Entry[] {
   ];
 }
 
-/** What the agent loads before anything else. */
+/** What the agent loads before anything else: in the order of modulePaths(), for the reason that it has. */
 export const agentModules = (kernel: TestKernel, modules: readonly string[]): Entry[] =>
-  moduleFiles(kernel, modules).map((file) => moduleAt(kernel, 'casemate/modules', file));
+  moduleFiles(kernel, modules)
+    .reverse()
+    .map((file) => moduleAt(kernel, 'casemate/modules', file));
 
 /** A disk whose root has systemd as its init, for one guest. */
 export function systemdDisk(path: string): void {
