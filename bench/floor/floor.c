@@ -278,6 +278,11 @@ static void prepare(void) {
   proc = (int)must("/proc", open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC));
   null = (int)must("/dev/null", open("/dev/null", O_RDWR | O_CLOEXEC));
   kvm = (int)must("/dev/kvm", open("/dev/kvm", O_RDWR | O_CLOEXEC));
+  if (!options.cold) {
+    /* Stays open: the first VM of a host has KVM switch a static key, which interrupts every
+     * processor. */
+    must("KVM_CREATE_VM", ioctl(kvm, KVM_CREATE_VM, 0));
+  }
   configure();
   if (options.jailed) {
     enter_prepared_mount_namespace();

@@ -44,6 +44,24 @@ test.serial('several workers and the main thread launch VMs at once', async (t) 
   t.deepEqual(ended.told, [of(1), of(2), of(3), of(4), { reason: 'exit', code: 9 }]);
 });
 
+test.serial(
+  'each environment that launches holds one VM for the host’s static keys, and its monitors have only their own',
+  async (t) => {
+    const ended = await script(`${workers}
+    const held = (pid) => [...descriptorsOf(pid).values()].filter((target) => target.includes('kvm-vm')).length;
+    const vms = [await launch({ guest: guest('spin') }), await launch({ guest: guest('spin') })];
+    tell([held('self'), ...vms.map(({ pid }) => held(pid))]);
+    for (const vm of vms) await vm.kill();
+    const worker = start("post((await launch({ guest: guest('exit') }).then((vm) => vm.exited)).reason); setInterval(() => {}, 1e6)");
+    tell([await said(worker), held('self')]);
+    await worker.terminate();
+    tell(held('self'));
+  `);
+    t.like(ended, fine);
+    t.deepEqual(ended.told, [[1, 1, 1], ['exit', 2], 1]);
+  },
+);
+
 test.serial('a worker terminated while its VMs run takes them along, and nobody else', async (t) => {
   const ended = await script(`${workers}
     const own = await launch({ guest: guest('echo') });
