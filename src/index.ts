@@ -22,5 +22,11 @@ export type { AgentOptions, LaunchOptions } from './vm/options.js';
 export type { RateLimit } from './vm/rate-limit.js';
 export type { Timeline } from './vm/timeline.js';
 export { Vm, type VmEvents, type VmState } from './vm/vm.js';
-export { type ConnectOptions, VsockServer, type VsockServerEvents } from './vm/vsock.js';
+export {
+  type ConnectOptions,
+  type StreamBreak,
+  type StreamError,
+  VsockServer,
+  type VsockServerEvents,
+} from './vm/vsock.js';
 export type { GuestMemory, GuestRegisters, MemoryStatistics } from './vm/wire.js';

@@ -21,12 +21,15 @@ constexpr std::uint32_t guest_port = 5000;
 constexpr std::uint32_t host_port = 80;
 constexpr std::uint32_t guest_window = 100'000;
 
-/// What Node was told, as text: "connected 7".
-std::string text_of(StreamEvent event, std::uint32_t id, std::uint32_t port) {
+/// What Node was told, as text: "connected 7", "closed 7 (guest)".
+std::string text_of(StreamEvent event, std::uint32_t id, std::uint32_t detail) {
   constexpr const char* names[] = {"requested", "connected", "refused", "ended", "closed"};
   const std::string text = names[static_cast<unsigned>(event)];
-  return event == StreamEvent::Requested ? text + " " + std::to_string(port)
-                                         : text + " " + std::to_string(id);
+  if (event == StreamEvent::Requested) {
+    return text + " " + std::to_string(detail);
+  }
+  constexpr const char* breaks[] = {"", " (guest)", " (driver)", " (violation)", " (host)"};
+  return text + " " + std::to_string(id) + (detail < std::size(breaks) ? breaks[detail] : " (?)");
 }
 
 struct Packet {
@@ -65,13 +68,13 @@ struct Pair {
     static_cast<void>(loop.open());
   }
 
-  static bool tell(void* pair, StreamEvent event, std::uint32_t id, std::uint32_t port,
+  static bool tell(void* pair, StreamEvent event, std::uint32_t id, std::uint32_t detail,
                    bool may_wait) {
     auto& self = *static_cast<Pair*>(pair);
     if (self.is_node_slow && !may_wait) {
       return false;
     }
-    self.told.push_back(text_of(event, id, port));
+    self.told.push_back(text_of(event, id, detail));
     if (event == StreamEvent::Requested) {
       self.asked.push_back(id);
     }
@@ -337,7 +340,7 @@ TEST("vsock: a guest that takes its question back") {
   auto socket = Pair::make_socket();
   CHECK(pair.streams.accept(pair.asked[0], std::move(socket.given)));
   pair.settle();
-  CHECK_EQ(pair.take_told(), "requested 80, closed 2147483648");
+  CHECK_EQ(pair.take_told(), "requested 80, closed 2147483648 (guest)");
   CHECK(is_closed(socket.ours));
   CHECK_EQ(pair.take_data(), "");
 }
@@ -432,7 +435,7 @@ TEST("vsock: a guest that sends more than it has credit for is reset") {
     pair.carry();
   }
   CHECK_EQ(pair.take_data(), "[3]");
-  CHECK_EQ(pair.take_told(), "closed 2147483648");
+  CHECK_EQ(pair.take_told(), "closed 2147483648 (violation)");
   pair.data_from_guest("more");
   CHECK_EQ(pair.take_data(), "[3]");
 }
@@ -573,7 +576,7 @@ TEST("vsock: the guest ends, and hears Node still") {
   CHECK_EQ(pair.take_data(), "still here");
   pair.data_from_guest("behind my end");
   CHECK_EQ(pair.take_data(), "[3]");
-  CHECK_EQ(pair.take_told(), "closed 2147483648");
+  CHECK_EQ(pair.take_told(), "closed 2147483648 (violation)");
 }
 
 TEST("vsock: a guest that receives no more has Node's writes fail") {
@@ -622,7 +625,7 @@ TEST("vsock: a guest that resets has sent no end") {
   pair.data_from_guest("part");
   pair.from_guest(VsockOp::Reset);
   CHECK_EQ(read_all(socket), "part");
-  CHECK_EQ(pair.take_told(), "closed 2147483648");
+  CHECK_EQ(pair.take_told(), "closed 2147483648 (guest)");
   CHECK(is_closed(socket));
   CHECK_EQ(pair.take_data(), "");
 }
@@ -788,7 +791,7 @@ TEST("vsock: a driver that goes takes all streams with it") {
   pair.from_guest(VsockOp::ReadWrite, 99);
   pair.streams.disconnect();
   CHECK(!pair.streams.has_packets());
-  CHECK_EQ(pair.take_told(), "closed 2147483648, refused 7");
+  CHECK_EQ(pair.take_told(), "closed 2147483648 (driver), refused 7");
   CHECK(is_closed(open));
   CHECK(is_closed(asked.ours));
   // Node answers what it was asked before that.

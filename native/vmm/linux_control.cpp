@@ -50,6 +50,11 @@ static_assert(first_event + static_cast<unsigned>(StreamEvent::Ended) ==
               CASEMATE_EVENT_STREAM_ENDED);
 static_assert(first_event + static_cast<unsigned>(StreamEvent::Closed) ==
               CASEMATE_EVENT_STREAM_CLOSED);
+using machine::virtio::StreamBreak;
+static_assert(static_cast<unsigned>(StreamBreak::Guest) == CASEMATE_BREAK_GUEST);
+static_assert(static_cast<unsigned>(StreamBreak::Driver) == CASEMATE_BREAK_DRIVER);
+static_assert(static_cast<unsigned>(StreamBreak::Violation) == CASEMATE_BREAK_VIOLATION);
+static_assert(static_cast<unsigned>(StreamBreak::Host) == CASEMATE_BREAK_HOST);
 static_assert(machine::virtio::VsockStreams::max_streams == CASEMATE_MAX_STREAMS);
 static_assert(machine::virtio::VsockStreams::ample_streams == CASEMATE_AMPLE_STREAMS);
 static_assert(machine::virtio::VsockStreams::guest_id == CASEMATE_FIRST_GUEST_STREAM);
@@ -103,10 +108,10 @@ void make_room_for_sockets() {
   }
 }
 
-bool tell_of_stream(void* /* context */, StreamEvent event, std::uint32_t id, std::uint32_t port,
+bool tell_of_stream(void* /* context */, StreamEvent event, std::uint32_t id, std::uint32_t detail,
                     bool may_wait) {
   const casemate_stream_event message{
-      {first_event + static_cast<std::uint32_t>(event), sizeof message}, id, port};
+      {first_event + static_cast<std::uint32_t>(event), sizeof message}, id, detail};
   // Any other error is Node's hanging up, which ends the next receive.
   return sys::call_retry(__NR_sendto, CASEMATE_FD_CONTROL, &message, sizeof message,
                          msg_nosignal | (may_wait ? 0 : msg_dontwait), nullptr, 0) != -EAGAIN;

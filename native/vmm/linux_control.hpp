@@ -32,6 +32,6 @@ void make_room_for_sockets();
 
 /// VsockStreams::Listener's.
 bool tell_of_stream(void* context, machine::virtio::StreamEvent event, std::uint32_t id,
-                    std::uint32_t port, bool may_wait);
+                    std::uint32_t detail, bool may_wait);
 
 } // namespace casemate::vmm

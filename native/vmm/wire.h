@@ -309,10 +309,19 @@ struct casemate_device_error {
   __u32 reserved;
 };
 
+/* Why a stream was broken off, whose guest had not ended it. */
+enum casemate_stream_break {
+  CASEMATE_BREAK_NONE = 0,      /* it was not, or by Node */
+  CASEMATE_BREAK_GUEST = 1,     /* the guest has reset it */
+  CASEMATE_BREAK_DRIVER = 2,    /* the guest's driver has begun anew, and knows of no stream */
+  CASEMATE_BREAK_VIOLATION = 3, /* what the guest sent on it cannot be */
+  CASEMATE_BREAK_HOST = 4       /* the host's kernel has no memory to watch its socket */
+};
+
 struct casemate_stream_event {
   struct casemate_event header;
   __u32 id;
-  __u32 port; /* STREAM_REQUESTED */
+  __u32 detail; /* STREAM_REQUESTED: the port; STREAM_CLOSED: enum casemate_stream_break */
 };
 
 #define CASEMATE_MEMORY_STATISTICS 16u

@@ -183,7 +183,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   /**
    * Connects to a port that a program in the guest listens on, by AF_VSOCK. The stream is half-open as a TCP socket's:
    * `end()` is the end of what the guest reads, and its end is `'end'` here. Backpressure works both ways. Where the guest
-   * breaks it off, or the VM ends before the guest has ended the stream, it is destroyed with ECONNRESET.
+   * breaks it off, or the VM ends before the guest has ended the stream, it is destroyed with a {@link StreamError}.
    *
    * @param port - of the guest, 0 to 2^32-2.
    * @throws CasemateError ERR_CASEMATE_CONNECTION_REFUSED where nothing listens, or the guest has no driver yet;

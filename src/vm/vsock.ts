@@ -2,7 +2,7 @@ import { EventEmitter } from 'node:events';
 import { constants } from 'node:os';
 import { Duplex } from 'node:stream';
 import { onAbort } from '../abort.js';
-import { abortError, CasemateError, isSystemError, wrapSystemError } from '../errors.js';
+import { abortError, CasemateError, isSystemError, type SystemErrorCause, wrapSystemError } from '../errors.js';
 import { integer, invalid, object } from '../is.js';
 import type { NativeChild, NativeStream } from '../jail/native.js';
 import { native } from '../native.js';
@@ -12,6 +12,15 @@ import { encodeStreamCommand, type StreamEvent, wire } from './wire.js';
 export interface ConnectOptions {
   /** Gives up. Without it {@link Vm.connect} waits for as long as the guest takes to answer. */
   signal?: AbortSignal;
+}
+
+/** Why a stream broke off; docs/vsock.md has what each means. */
+export type StreamBreak = 'guest' | 'driver' | 'violation' | 'host' | 'vm';
+
+/** The `'error'` of a stream that broke off before the guest had ended it. */
+export interface StreamError extends SystemErrorCause {
+  code: 'ECONNRESET';
+  reason: StreamBreak;
 }
 
 /** What a {@link VsockServer} emits. */
@@ -87,7 +96,19 @@ export class VsockServer extends EventEmitter<VsockServerEvents> implements Asyn
 /** What waits of each stream, here as in the kernel, once many are open: one that nobody reads costs little. */
 const littleBytes = 4096;
 
-const readError = () => native.systemError(constants.errno.ECONNRESET, 'read');
+const breaks: Readonly<Record<StreamBreak, string>> = {
+  guest: 'the guest has reset the stream',
+  driver: "the guest's driver has begun anew",
+  violation: 'what the guest sent on the stream breaks the protocol',
+  host: 'the host has no memory to watch its socket',
+  vm: 'the VM has ended',
+};
+
+function readError(reason: StreamBreak): StreamError {
+  const error = native.systemError(constants.errno.ECONNRESET, 'read') as StreamError;
+  error.message += `: ${breaks[reason]}`;
+  return Object.assign(error, { reason });
+}
 
 /**
  * Node's end of a stream. That its socket is at its end says nothing: the monitor tells what it means, and a monitor that
@@ -98,6 +119,7 @@ class VsockStream extends Duplex {
   #isAtEnd = false;
   #guestEnded = false;
   #guestClosed = false;
+  #broken: StreamBreak = 'vm';
 
   constructor(child: NativeChild, message: Uint8Array, label: string | undefined, isAmple: boolean) {
     super({ allowHalfOpen: true, ...(!isAmple && { readableHighWaterMark: littleBytes }) });
@@ -137,9 +159,10 @@ class VsockStream extends Duplex {
     return isNew;
   }
 
-  /** Nothing more happens in either direction. */
-  guestClosed(): void {
+  /** Nothing more happens in either direction; why, matters where the guest has not ended it. */
+  guestClosed(broken: StreamBreak): void {
     this.#guestClosed = true;
+    this.#broken = broken;
     this.#settle();
   }
 
@@ -148,7 +171,8 @@ class VsockStream extends Duplex {
     if (this.destroyed) return;
     this.#socket.drain();
     this.#socket.close();
-    this.guestClosed();
+    // What was said of it before is why.
+    this.guestClosed(this.#broken);
   }
 
   #settle(): void {
@@ -161,7 +185,7 @@ class VsockStream extends Duplex {
         this.push(null);
       }
     } else if (this.#guestClosed) {
-      this.destroy(readError());
+      this.destroy(readError(this.#broken));
     }
   }
 
@@ -262,14 +286,15 @@ export class Vsock {
   }
 
   /** What the monitor says; where that cannot be, what is wrong with it. */
-  handle({ type, id, port }: StreamEvent): string | undefined {
-    if (type === 'streamRequested') return this.#answer(id, port);
+  handle(event: StreamEvent): string | undefined {
+    const { type, id } = event;
+    if (type === 'streamRequested') return this.#answer(id, event.port);
     const known = this.#known.get(id);
     if (known === undefined) return 'news of a stream that there is not';
     const { stream, answer } = known;
     const isAnswer = type === 'streamConnected' || type === 'streamRefused';
     if (isAnswer !== (answer !== undefined)) return `a '${type}' out of its turn`;
-    switch (type) {
+    switch (event.type) {
       case 'streamConnected':
         known.answer = undefined;
         answer?.();
@@ -284,7 +309,8 @@ export class Vsock {
       case 'streamClosed':
         this.#known.delete(id);
         this.#lastPeer = stream.peer;
-        stream.guestClosed();
+        // What Node has closed is destroyed, and nobody asks of it.
+        stream.guestClosed(event.broken === 'none' ? 'guest' : event.broken);
         if (stream.destroyed) return;
         // What it has sent is in the socket still, until somebody reads it or the VM ends.
         this.#unread.add(stream);

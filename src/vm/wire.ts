@@ -286,13 +286,14 @@ const streamEvents = [
   'streamClosed',
 ] as const satisfies readonly (keyof typeof wire.events)[];
 
+/** enum casemate_stream_break. */
+export const streamBreaks = ['none', 'guest', 'driver', 'violation', 'host'] as const;
+
 /** What a monitor says of a stream. */
-export interface StreamEvent {
-  type: (typeof streamEvents)[number];
-  id: number;
-  /** Of 'streamRequested': of the host. */
-  port: number;
-}
+export type StreamEvent =
+  | { type: 'streamConnected' | 'streamRefused' | 'streamEnded'; id: number }
+  | { type: 'streamRequested'; id: number; port: number }
+  | { type: 'streamClosed'; id: number; broken: (typeof streamBreaks)[number] };
 
 /** struct casemate_balloon_command. */
 export function balloonCommand(pages: number): Uint8Array {
@@ -370,7 +371,12 @@ export function decodeEvent(bytes: Buffer, size: number): MonitorEvent | undefin
     default: {
       const type = streamEvents.find((name) => events[name] === bytes.readUInt32LE(0));
       if (type === undefined || size !== sizes.stream) return undefined;
-      return { type, id: bytes.readUInt32LE(8), port: bytes.readUInt32LE(12) };
+      const id = bytes.readUInt32LE(8);
+      const detail = bytes.readUInt32LE(12);
+      if (type === 'streamRequested') return { type, id, port: detail };
+      if (type !== 'streamClosed') return { type, id };
+      const broken = streamBreaks[detail];
+      return broken && { type, id, broken };
     }
   }
 }

@@ -22,6 +22,7 @@ import {
   type MonitorEvent,
   type SetupStep,
   stampNames,
+  streamBreaks,
   wire,
 } from '#lib/vm/wire.js';
 import { requires } from '../helpers/index.js';
@@ -610,8 +611,14 @@ withCompiler("a monitor's messages are read as the structs of wire.h", (t) => {
   t.deepEqual(decoded(blocked), { type: 'blocked', syscall: 41, arch: 0xc000003e, argument: 1n << 40n });
   const broken = message('device_error', 'DEVICE_ERROR', { device: 2, operation: 3, error: 28 });
   t.deepEqual(decoded(broken), { type: 'deviceError', device: 2, operation: 'write', errno: 28 });
-  const stream = message('stream_event', 'STREAM_REQUESTED', { id: 0x8000_0001, port: 0xffff_fffe });
+  const stream = message('stream_event', 'STREAM_REQUESTED', { id: 0x8000_0001, detail: 0xffff_fffe });
   t.deepEqual(decoded(stream), { type: 'streamRequested', id: 0x8000_0001, port: 0xffff_fffe });
+  for (const [number, broken] of streamBreaks.entries()) {
+    t.is(c(`CASEMATE_BREAK_${broken.toUpperCase()}`), number);
+    const closed = message('stream_event', 'STREAM_CLOSED', { id: 7, detail: number });
+    t.deepEqual(decoded(closed), { type: 'streamClosed', id: 7, broken });
+  }
+  t.is(decoded(message('stream_event', 'STREAM_CLOSED', { id: 7, detail: streamBreaks.length })), undefined);
   const command = Buffer.from(encodeStreamCommand(wire.commands.streamConnect, 7, 1003));
   t.is(command.length, c('sizeof casemate_stream_command'));
   t.is(command.readUInt32LE(0), c('CASEMATE_COMMAND_STREAM_CONNECT'));

@@ -57,12 +57,12 @@ static void install_filter(void) {
   syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
 }
 
-/* "stream <type> <id> <port>" */
+/* "stream <type> <id> <detail>" */
 static void say_of_stream(const char* numbers) {
   char* next = NULL;
   struct casemate_stream_event event = {{(unsigned)strtoul(numbers, &next, 0), sizeof event}, 0, 0};
   event.id = (unsigned)strtoul(next, &next, 0);
-  event.port = (unsigned)strtoul(next, &next, 0);
+  event.detail = (unsigned)strtoul(next, &next, 0);
   send(CASEMATE_FD_CONTROL, &event, sizeof event, MSG_NOSIGNAL);
 }
 

@@ -47,8 +47,8 @@ struct stream {
 static struct stream streams[CASEMATE_MAX_STREAMS];
 static struct pollfd polled[CASEMATE_MAX_STREAMS + 1];
 
-static void say(unsigned type, unsigned id, unsigned port) {
-  const struct casemate_stream_event event = {{type, sizeof event}, id, port};
+static void say(unsigned type, unsigned id, unsigned detail) {
+  const struct casemate_stream_event event = {{type, sizeof event}, id, detail};
   send(CASEMATE_FD_CONTROL, &event, sizeof event, MSG_NOSIGNAL);
 }
 
@@ -68,7 +68,8 @@ static void finish(struct stream* stream, int is_whole) {
   if (is_whole) {
     say(CASEMATE_EVENT_STREAM_ENDED, stream->id, 0);
   }
-  say(CASEMATE_EVENT_STREAM_CLOSED, stream->id, 0);
+  say(CASEMATE_EVENT_STREAM_CLOSED, stream->id,
+      is_whole ? CASEMATE_BREAK_NONE : CASEMATE_BREAK_GUEST);
   close(stream->fd);
   free(stream->data);
   memset(stream, 0, sizeof *stream);

@@ -133,6 +133,7 @@ for (const [what, acts] of [
   ['answers a connection twice', ['command', `stream ${connected} 1 0`, `stream ${refused} 1 0`]],
   ['ends a stream before it is connected', ['command', `stream ${ended} 1 0`]],
   ['ends a stream twice', ['command', `stream ${connected} 1 0`, `stream ${ended} 1 0`, `stream ${ended} 1 0`]],
+  ['closes a stream for no reason that there is', ['command', `stream ${connected} 1 0`, `stream ${closed} 1 5`]],
   ['closes a stream twice', ['command', `stream ${connected} 1 0`, `stream ${closed} 1 0`, `stream ${closed} 1 0`]],
 ] as const) {
   test(`a monitor that ${what} is killed`, async (t) => {

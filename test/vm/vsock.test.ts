@@ -132,9 +132,10 @@ test('a stream that the guest breaks off is an error, behind what it has sent', 
     const stream = await vm.connect(5);
     let read = '';
     stream.on('data', (chunk) => { read += chunk; });
-    const { code, syscall } = await once(stream, 'error').then(([error]) => error);
-    tell([read, code, syscall]);`;
-  t.deepEqual(await told(t, body), [['part', 'ECONNRESET', 'read']]);
+    const { code, syscall, reason, message } = await once(stream, 'error').then(([error]) => error);
+    tell([read, code, syscall, reason, message]);`;
+  const message = 'ECONNRESET: connection reset by peer, read: the guest has reset the stream';
+  t.deepEqual(await told(t, body), [['part', 'ECONNRESET', 'read', 'guest', message]]);
 });
 
 test('Node ends its half and hears the guest still', async (t) => {
@@ -173,10 +174,11 @@ test('the end of the VM ends streams, each as the guest had left it', async (t) 
     const ended = await vm.connect(8);
     await vm.exited;
     tell(await text(ended)); // though nobody had read it when the VM ended
-    tell((await broken)[0].code);
+    const [{ code, reason }] = await broken;
+    tell([code, reason]);
     tell(await codeOf(vm.connect(1)));
     try { vm.listen(5); } catch (error) { tell(error.code); }`;
-  t.deepEqual(await told(t, body), ['last', 'ECONNRESET', 'ERR_CASEMATE_CLOSED', 'ERR_CASEMATE_CLOSED']);
+  t.deepEqual(await told(t, body), ['last', ['ECONNRESET', 'vm'], 'ERR_CASEMATE_CLOSED', 'ERR_CASEMATE_CLOSED']);
 });
 
 test('a server takes the connections of a guest, by its event', async (t) => {

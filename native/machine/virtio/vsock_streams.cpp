@@ -164,14 +164,14 @@ void VsockStreams::connect(std::uint32_t id, std::uint32_t port, sys::Fd socket,
     stream = begin(port, next_host_port_);
   }
   if (stream == nullptr) {
-    node_.tell(node_.context, StreamEvent::Refused, id, port, true);
+    node_.tell(node_.context, StreamEvent::Refused, id, 0, true);
     return;
   }
   stream->id = id;
   stream->guest = Guest::IsAsked;
   stream->owes_first = true;
   if (!give_socket(*stream, std::move(socket))) {
-    return reset(*stream);
+    return reset(*stream, StreamBreak::Host);
   }
   enqueue(*stream);
 }
@@ -185,7 +185,7 @@ bool VsockStreams::accept(std::uint32_t id, sys::Fd socket) {
   stream.is_asked = false;
   if (!give_socket(stream, std::move(socket))) {
     stream.untold |= bit(StreamEvent::Closed);
-    reset(stream);
+    reset(stream, StreamBreak::Host);
     return true;
   }
   if (stream.guest == Guest::Asks) {
@@ -204,7 +204,7 @@ bool VsockStreams::refuse(std::uint32_t id) {
   }
   Stream& stream = streams()[index];
   stream.is_asked = false;
-  reset(stream);
+  reset(stream, StreamBreak::None);
   return true;
 }
 
@@ -219,7 +219,7 @@ void VsockStreams::handle(Stream& stream, std::uint32_t events) {
   if ((events & (EPOLLHUP | EPOLLERR)) != 0) {
     stream.host_deaf = true;
     if (stream.guest == Guest::IsAsked) {
-      return reset(stream); // Node has given up
+      return reset(stream, StreamBreak::None); // Node has given up
     }
   }
   // Up to the end, or to what broke it off.
@@ -288,7 +288,7 @@ void VsockStreams::receive_request(const VsockHeader& header) {
 void VsockStreams::receive_for(Stream& stream, const VsockHeader& header, const Payload& payload) {
   const auto op = static_cast<VsockOp>(header.op);
   if (op == VsockOp::Reset) {
-    return receive_reset(stream);
+    return receive_reset(stream, StreamBreak::Guest);
   }
   if (stream.guest == Guest::IsRefused) {
     return; // the guest has yet to hear of it
@@ -326,7 +326,7 @@ void VsockStreams::receive_for(Stream& stream, const VsockHeader& header, const 
     is_valid = false;
   }
   if (!is_valid) {
-    return reset(stream);
+    return reset(stream, StreamBreak::Violation);
   }
   enqueue_if_needed(stream);
   settle(stream);
@@ -352,7 +352,10 @@ void VsockStreams::receive_shutdown(Stream& stream, std::uint32_t flags) {
 }
 
 /// What it has sent before still goes to Node, but not as something whole.
-void VsockStreams::receive_reset(Stream& stream) {
+void VsockStreams::receive_reset(Stream& stream, StreamBreak why) {
+  if (stream.broken == StreamBreak::None) {
+    stream.broken = why;
+  }
   if (stream.guest == Guest::IsAsked) {
     stream.untold |= bit(StreamEvent::Refused);
   } else if ((stream.untold & bit(StreamEvent::Requested)) != 0) {
@@ -389,7 +392,7 @@ void VsockStreams::disconnect() {
   for (std::uint16_t i = 0; i < used_streams_; ++i) {
     Stream& stream = streams()[i];
     if (stream.guest != Guest::Nothing) {
-      receive_reset(stream);
+      receive_reset(stream, StreamBreak::Driver);
     } else {
       free_if_done(stream);
     }
@@ -498,7 +501,7 @@ bool VsockStreams::produce_data(Stream& stream, VsockHeader& header, const Paylo
   stream.sent += size;
   header.len = size;
   if (size == 0 && stream.host_broke) {
-    reset(stream);
+    reset(stream, StreamBreak::None);
   }
   return size > 0;
 }
@@ -548,7 +551,8 @@ void VsockStreams::enqueue_if_needed(Stream& stream) {
 // ---- One stream's two ends ----
 
 /// Ends it for the guest, which hears of it, and for Node.
-void VsockStreams::reset(Stream& stream) {
+void VsockStreams::reset(Stream& stream, StreamBreak why) {
+  stream.broken = why;
   if (stream.guest == Guest::IsAsked) {
     stream.untold |= bit(StreamEvent::Refused);
   }
@@ -587,7 +591,11 @@ void VsockStreams::tell(Stream& stream) {
     if ((stream.untold & bit(event)) == 0) {
       continue;
     }
-    if (!node_.tell(node_.context, event, stream.id, stream.host_port, false)) {
+    const std::uint32_t detail = event == StreamEvent::Requested ? stream.host_port
+                                 : event == StreamEvent::Closed
+                                     ? static_cast<std::uint32_t>(stream.broken)
+                                     : 0;
+    if (!node_.tell(node_.context, event, stream.id, detail, false)) {
       if (!std::exchange(is_retrying_, true)) {
         loop_.set_timer(retry_, sys::monotonic_ns() + retry_after_ns);
       }

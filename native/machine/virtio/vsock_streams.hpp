@@ -57,6 +57,9 @@ enum class StreamEvent : std::uint8_t {
   Closed     // nothing more in either direction, and likewise: the last word
 };
 
+/// Why a stream is closed that the guest had not ended: enum casemate_stream_break.
+enum class StreamBreak : std::uint8_t { None, Guest, Driver, Violation, Host };
+
 class VsockStreams {
 public:
   static constexpr std::uint64_t host_cid = 2;
@@ -73,8 +76,9 @@ public:
 
   /// Node, as far as it is told of streams.
   struct Listener {
-    /// False where that would have to wait, unless it may.
-    bool (*tell)(void* context, StreamEvent event, std::uint32_t id, std::uint32_t port,
+    /// `detail` is the port of what is Requested, and a StreamBreak of what is Closed. False where
+    /// that would have to wait, unless it may.
+    bool (*tell)(void* context, StreamEvent event, std::uint32_t id, std::uint32_t detail,
                  bool may_wait) = nullptr;
     void* context = nullptr;
   };
@@ -146,6 +150,7 @@ private:
     std::uint8_t untold;  // events that Node is to be told, a bit for each
     std::uint8_t watched; // what the loop watches `fd` for
     std::uint8_t shutdown_sent;
+    StreamBreak broken;
     bool is_asked;    // Node is to accept or refuse it
     bool is_queued;   // among those that may have a packet
     bool is_readable; // Node has written
@@ -209,7 +214,7 @@ private:
   void receive_request(const VsockHeader& header);
   void receive_for(Stream& stream, const VsockHeader& header, const Payload& payload);
   void receive_shutdown(Stream& stream, std::uint32_t flags);
-  void receive_reset(Stream& stream);
+  void receive_reset(Stream& stream, StreamBreak why);
   bool receive_data(Stream& stream, const Payload& payload);
   void answer_reset(const VsockHeader& header);
 
@@ -220,7 +225,7 @@ private:
 
   void enqueue(Stream& stream);
   void enqueue_if_needed(Stream& stream);
-  void reset(Stream& stream);
+  void reset(Stream& stream, StreamBreak why);
   void settle(Stream& stream);
   void tell(Stream& stream);
   void flush(Stream& stream);
