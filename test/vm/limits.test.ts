@@ -4,7 +4,7 @@ import { basename, dirname, join } from 'node:path';
 import ava from 'ava';
 import { CasemateError, type LaunchOptions, type Limits, launch, type Vm, warmUp } from 'casemate';
 import { directoryForLimits } from '#lib/jail/cgroup.js';
-import { flat, stillborn } from '../helpers/guests.js';
+import { flat, guest, stillborn } from '../helpers/guests.js';
 import { requires } from '../helpers/index.js';
 import { leaks } from '../helpers/leaks.js';
 import { OtherNode } from '../helpers/node.js';
@@ -98,7 +98,14 @@ test('nothing is left of a cgroup, however its VM ends or does not start', async
       { guest: waiting, limits, jail: { selinux: { context: 'no:such:context:s0:c1,c2' } } },
       'ERR_CASEMATE_SELINUX',
     );
-    await t.throwsAsync(launch({ guest: waiting, limits, signal: AbortSignal.timeout(1) }), { name: 'AbortError' });
+    const others = readdirSync(all).length;
+    const aborting = new AbortController();
+    const launched = launch({ guest: guest('silent'), limits, signal: aborting.signal });
+    const aborted = t.throwsAsync(launched, { name: 'AbortError' });
+    // Its launch never ends, so it is aborted with a cgroup.
+    t.true(await within(5000, () => readdirSync(all).length > others));
+    aborting.abort();
+    await aborted;
   });
   t.deepEqual(left, []);
   t.deepEqual(readdirSync(all).sort(), before);
