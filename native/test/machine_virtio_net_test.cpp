@@ -7,8 +7,10 @@
 #include "unit.hpp"
 #include "virtio.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <deque>
 #include <fcntl.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
@@ -94,6 +96,12 @@ public:
     }
     driver.settle();
     driver.transport.take_interrupt();
+  }
+
+  /// One turn of the event loop, and what follows from it.
+  void turn() {
+    loop_.turn(0);
+    driver.settle();
   }
 
   /// As the loop waits, for its timers too.
@@ -494,6 +502,58 @@ TEST("frames of a stream are put together from whatever pieces they come in") {
     CHECK(Bytes(got.begin() + 12, got.end()) == frame);
   }
   CHECK(!queue.take_used().has_value());
+}
+
+TEST(
+    "of a long stream each frame arrives as it was, however its sender and the driver take turns") {
+  World world(NetBackend::Stream);
+  REQUIRE(world.driver.start(mergeable));
+  auto& queue = world.driver.queues[rx];
+  std::uint32_t state = 1;
+  const auto random = [&state](std::uint32_t below) {
+    state = state * 1664525 + 1013904223;
+    return (state >> 8) % below;
+  };
+  constexpr std::uint32_t size = 1536; // of a buffer; there are as many as the queue has places
+  unsigned given = 0;
+  unsigned taken = 0;
+  std::deque<Bytes> frames; // that have not arrived
+  Bytes unsent;
+  Bytes arriving;
+  for (unsigned turns = 0, made = 0; made < 1000 || !frames.empty(); ++turns) {
+    REQUIRE(turns < 50'000);
+    if (made < 1000 && unsent.size() < 70'000) {
+      const std::size_t length = 14 + (random(16) == 0 ? random(65536) : random(2000));
+      frames.push_back(frame_of(length, static_cast<std::uint8_t>(++made)));
+      const Bytes part = with_length(frames.back());
+      unsent.insert(unsent.end(), part.begin(), part.end());
+    }
+    const ssize_t sent =
+        ::send(world.peer.get(), unsent.data(), std::min<std::size_t>(random(9000), unsent.size()),
+               MSG_DONTWAIT | MSG_NOSIGNAL);
+    unsent.erase(unsent.begin(), unsent.begin() + std::max<ssize_t>(sent, 0));
+    const unsigned before = given;
+    for (unsigned more = random(10); more > 0 && given - taken < 256; --more) {
+      queue.add({{data + std::uint64_t{given++ % 256} * size, size, true}});
+    }
+    if (given > before) {
+      world.driver.kick(rx);
+    }
+    world.turn();
+    while (const auto used = queue.take_used()) {
+      REQUIRE(used->id == taken++ % 256);
+      const Bytes part = world.get(data + std::uint64_t{size} * used->id, used->written);
+      arriving.insert(arriving.end(), part.begin(), part.end());
+      REQUIRE(!frames.empty());
+      if (arriving.size() < 12 + frames.front().size()) {
+        continue;
+      }
+      REQUIRE(Bytes(arriving.begin() + 12, arriving.end()) == frames.front());
+      frames.pop_front();
+      arriving.clear();
+    }
+  }
+  CHECK(world.reports.empty());
 }
 
 TEST("a stream waits for the guest's buffers, and its sender with it") {
