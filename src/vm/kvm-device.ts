@@ -1,7 +1,7 @@
 import { constants, fstatSync, openSync } from 'node:fs';
 import { CasemateError, isSystemError, type SystemErrorCause, wrapSystemError } from '../errors.js';
 import { type CpuidEntry, decodeCpuid, encodeCpuid, guestCpuid } from '../kvm/cpuid.js';
-import type { VmHandle } from '../kvm/native.js';
+import type { KvmHandle, VmHandle } from '../kvm/native.js';
 import { native } from '../native.js';
 
 const path = '/dev/kvm';
@@ -71,27 +71,15 @@ export interface VcpuFacts {
 interface KvmFacts {
   readonly supported: readonly CpuidEntry[];
   readonly runSize: number;
+  /**
+   * A VM without memory and vCPUs, open for as long as this environment lives. The first VM of a host and the last one
+   * have KVM switch a static key, which interrupts every processor several times: 100 µs of a launch where there is no
+   * other VM, and as much of its end. Before Linux 6.12 it switches the processors' virtualization on and off, too.
+   */
+  readonly vm: VmHandle | undefined;
 }
 
 let kvmFacts: KvmFacts | undefined;
-
-/**
- * A VM without memory and vCPUs, held for as long as this environment lives. The first VM of a host and the last one
- * have KVM switch a static key, which interrupts every processor several times: 100 µs of a launch where there is no
- * other VM, and as much of its end. Before Linux 6.12 it switches the processors' virtualization on and off, too.
- */
-let held: VmHandle | undefined;
-
-function holdVm(fd: number): void {
-  const kvm = new native.KvmHandle(fd);
-  try {
-    held ??= new native.VmHandle(kvm);
-  } catch {
-    // No launch is refused for it: where no VM can be made, its monitor will say so.
-  } finally {
-    kvm.close();
-  }
-}
 
 /** By the number of vCPUs. */
 const facts = new Map<number, VcpuFacts>();
@@ -130,6 +118,18 @@ function askKvm(kvm: number): KvmFacts {
       remedy: 'Use Linux 4.17 or newer.',
     });
   }
-  holdVm(kvm);
-  return { supported: decodeCpuid(answer.cpuid), runSize: answer.runSize };
+  return { supported: decodeCpuid(answer.cpuid), runSize: answer.runSize, vm: makeVm(kvm) };
+}
+
+/** No launch is refused for it: where no VM can be made, its monitor will say so. */
+function makeVm(fd: number): VmHandle | undefined {
+  let kvm: KvmHandle | undefined;
+  try {
+    kvm = new native.KvmHandle(fd);
+    return new native.VmHandle(kvm);
+  } catch {
+    return undefined;
+  } finally {
+    kvm?.close();
+  }
 }
