@@ -5,13 +5,14 @@ import { readFileSync } from 'node:fs';
 import type { Duplex } from 'node:stream';
 import { buffer, text } from 'node:stream/consumers';
 import { launch, type Vm } from 'casemate';
-import { requires } from '../helpers/index.js';
+import { type ExecutionContext, requires } from '../helpers/index.js';
 import { linux, program, says } from '../helpers/linux.js';
 import { program as compiled } from '../helpers/programs.js';
 
 const test = requires('kvm', 'kernels', 'programs').serial;
 
-async function boot(): Promise<Vm> {
+/** A guest that listens. Of one in a test that fails, it is told what it has said and how it ended. */
+async function boot(t: ExecutionContext): Promise<Vm> {
   const vm = await launch(
     linux('/bin/vsock-guest', {
       modules: ['virtio_mmio', 'vmw_vsock_virtio_transport'],
@@ -19,7 +20,13 @@ async function boot(): Promise<Vm> {
       vsock: true,
     }),
   );
-  await says(vm, 'guest listens');
+  let said = await says(vm, 'guest listens');
+  vm.console.on('data', (chunk) => {
+    said += chunk;
+  });
+  t.teardown(async () => {
+    if (!t.passed) t.log(said, await vm.exited);
+  });
   return vm;
 }
 
@@ -34,7 +41,7 @@ async function echoed(stream: Duplex, bytes: Uint8Array): Promise<Buffer> {
 }
 
 test('a hundred streams at once echo what they are sent, each its own', async (t) => {
-  await using vm = await boot();
+  await using vm = await boot(t);
   const streams = await Promise.all(Array.from({ length: 100 }, () => vm.connect(1)));
   const sent = streams.map((_, i) => pattern(20_000 + i * 1000, i));
   const back = await Promise.all(streams.map((stream, i) => echoed(stream, sent[i] as Buffer)));
@@ -42,7 +49,7 @@ test('a hundred streams at once echo what they are sent, each its own', async (t
 });
 
 test('megabytes come and go, with one end closed and the other open', async (t) => {
-  await using vm = await boot();
+  await using vm = await boot(t);
   const poured = await buffer(await vm.connect(6));
   t.is(poured.length, 8 << 20);
   t.true(poured.every((byte, i) => byte === i % 251));
@@ -54,7 +61,7 @@ test('megabytes come and go, with one end closed and the other open', async (t) 
 });
 
 test('one that never reads, on either side, leaves the others alone', async (t) => {
-  await using vm = await boot();
+  await using vm = await boot(t);
   const stuck = await vm.connect(4);
   stuck.on('error', () => {});
   stuck.write(Buffer.alloc(4 << 20));
@@ -69,7 +76,7 @@ test('one that never reads, on either side, leaves the others alone', async (t) 
 });
 
 test('a port that nobody listens on is refused, in both directions; one that somebody does is not', async (t) => {
-  await using vm = await boot();
+  await using vm = await boot(t);
   await t.throwsAsync(vm.connect(5), { code: 'ERR_CASEMATE_CONNECTION_REFUSED' });
   t.is(await text(await vm.connect(2000)), 'refused');
   const server = vm.listen(2000);
@@ -81,7 +88,7 @@ test('a port that nobody listens on is refused, in both directions; one that som
 });
 
 test('a driver that begins anew has ended all streams, and takes others', async (t) => {
-  await using vm = await boot();
+  await using vm = await boot(t);
   const open = await vm.connect(1);
   const broken = once(open, 'error');
   const resetting = await vm.connect(9);
@@ -94,7 +101,7 @@ test('a driver that begins anew has ended all streams, and takes others', async 
 });
 
 test('the end of a VM ends its streams', async (t) => {
-  await using vm = await boot();
+  await using vm = await boot(t);
   const stream = await vm.connect(1);
   const broken = once(stream, 'error');
   await vm.kill();
