@@ -11,6 +11,8 @@ export class Tally {
   skipped = 0;
   /** What has failed, in its own words: a line, and those that say why. */
   failures = [];
+  /** Comments of ava on files, of which some tests never came to an end. */
+  #remarks = [];
   #planned = 0;
   #isExplained = false;
 
@@ -29,14 +31,20 @@ export class Tally {
       this.#fail(line.trim());
       this.#isExplained = true;
     } else if (/^ok\b/.test(line)) this.passed++;
+    if (/^# \d+ tests? remaining in /.test(line)) this.#remarks.push(`  ${line}`);
     this.#planned = Number(/^1\.\.(\d+)/.exec(line)?.[1] ?? this.#planned);
   }
 
-  /** What was planned and did not come has failed; a suite that ended badly has failed, whatever it said before. */
-  end(badly) {
+  /**
+   * What was planned and did not come has failed; a suite that ended badly has failed, whatever it said before.
+   *
+   * @param how - it ended, where that was badly: `exit code 1`, `SIGSEGV`.
+   */
+  end(how) {
     const missing = this.#planned - this.passed - this.failed - this.skipped;
     if (missing > 0) this.#fail(`${missing} tests that were planned did not come`, missing);
-    if (badly && this.failed === 0) this.#fail('it ended badly');
+    if (how !== undefined && this.failed === 0) this.#fail(`it ended badly: ${how}`);
+    if (missing > 0 || how !== undefined) this.failures.push(...this.#remarks);
   }
 
   #fail(what, count = 1) {
@@ -61,7 +69,7 @@ export async function runTap(command, args, env = {}, cwd = '.') {
     tally.say(line);
   }
   const end = await ended;
-  tally.end(end !== undefined);
+  tally.end(end);
   if (end !== undefined) console.log(`# ${command} ended with ${end}`);
   return tally;
 }

@@ -42,11 +42,11 @@ async function test(paths) {
       console.log(said);
       if (caller !== undefined) tally = tallies[`rig as ${caller}`];
       tally?.add(line);
-      if (ended !== undefined && unfinished.delete(tally)) tally.end(ended !== '0');
+      if (ended !== undefined && unfinished.delete(tally)) tally.end(ended === '0' ? undefined : `exit code ${ended}`);
     });
   } catch (error) {
     failure = error.message;
-    for (const one of unfinished) one.end(true);
+    for (const one of unfinished) one.end(failure);
   }
   if (failure !== undefined) console.log(failure);
   console.log(`# The rig's logs are in ${results}`);
