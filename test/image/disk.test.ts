@@ -209,7 +209,7 @@ ava('what cannot be read or written is named', async (t) => {
   const to = join(path, 'image');
   await refused(t, { from: '/nowhere', to }, 'ERR_CASEMATE_FILE', /nowhere/);
   await refused(t, { from: '/dev/null', to }, 'ERR_CASEMATE_IMAGE', /cut short/);
-  await refused(t, { from: root, to: '/nowhere/image' }, 'ERR_CASEMATE_FILE', /nowhere/);
+  await refused(t, { from: folder(t), to: '/nowhere/image' }, 'ERR_CASEMATE_FILE', /nowhere/);
   t.deepEqual(readdirSync(path), []);
 });
 
