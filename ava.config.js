@@ -10,29 +10,29 @@ const inRig = process.env.CASEMATE_RIG !== undefined;
  */
 const limitMs = Math.min(240_000, 60_000 * Number(process.env.CASEMATE_PATIENCE ?? 1));
 
-const read = (path) => {
+/** Nothing, of a process that is gone. */
+const ifThere = (call) => {
   try {
-    return readFileSync(path, 'utf8').trim();
+    return call();
   } catch {
-    return ''; // of a process that is gone
+    return undefined;
   }
 };
-const threadsOf = (pid) => {
-  try {
-    return readdirSync(`/proc/${pid}/task`).map((thread) => `/proc/${pid}/task/${thread}`);
-  } catch {
-    return [];
-  }
-};
-const childrenOf = (pid) => threadsOf(pid).flatMap((thread) => read(`${thread}/children`).split(' ').filter(Boolean));
+const read = (path) => ifThere(() => readFileSync(path, 'utf8').trim()) ?? '';
+const threadsOf = (pid) =>
+  (ifThere(() => readdirSync(`/proc/${pid}/task`)) ?? []).map((thread) => `/proc/${pid}/task/${thread}`);
 
-/** A line for each process below one: what its threads wait for. proc_pid_wchan(5) */
-function waiting(pid, indent = '  ') {
-  return childrenOf(pid).flatMap((child) => {
-    const threads = threadsOf(child).map((thread) => `${read(`${thread}/comm`)} in ${read(`${thread}/wchan`)}`);
-    return [`${indent}${child}: ${threads.join(', ')}`, ...waiting(child, `${indent}  `)];
-  });
-}
+/** All processes below one, with their depth. */
+const descendants = (pid, depth = 1) =>
+  threadsOf(pid)
+    .flatMap((thread) => read(`${thread}/children`).split(' ').filter(Boolean).map(Number))
+    .flatMap((child) => [{ pid: child, depth }, ...descendants(child, depth + 1)]);
+
+/** What the threads of a process wait for. proc_pid_wchan(5) */
+const waiting = ({ pid, depth }) => {
+  const threads = threadsOf(pid).map((thread) => `${read(`${thread}/comm`)} in ${read(`${thread}/wchan`)}`);
+  return `${'  '.repeat(depth)}${pid}: ${threads.join(', ')}`;
+};
 
 /**
  * Ends what hangs, and says what it was. ava's own timeout does not: its TAP reporter breaks off at a test that has not
@@ -44,8 +44,10 @@ async function observeRun({ events }) {
   const limit = setTimeout(() => {
     for (const [file, [...titles]] of begun)
       console.log(`not ok - ${relative('.', file)} hangs, with ${titles.length} tests to go: ${titles.join(', ')}`);
-    console.log(waiting(process.pid).join('\n'));
-    for (const pid of childrenOf(process.pid)) process.kill(Number(pid), 'SIGKILL');
+    const processes = descendants(process.pid);
+    console.log(processes.map(waiting).join('\n'));
+    // Not only those of the files: ava waits for whoever else has their output, too.
+    for (const { pid } of processes) ifThere(() => process.kill(pid, 'SIGKILL'));
   }, limitMs).unref();
   for await (const { type, testFile, title, stats, skip, todo } of events) {
     if (type === 'worker-stdout' || type === 'worker-stderr') continue;

@@ -29,7 +29,8 @@ export async function hostAgent(t: ExecutionContext): Promise<HostAgent> {
   const folder = mkdtempSync(join(tmpdir(), 'casemate-agent-'));
   const path = join(folder, 'socket');
   const streams: Socket[] = [];
-  const child = spawn(builtFile('casemate-agent'), ['--listen', path], { stdio: 'inherit' });
+  // None of this process's streams: should it outlive us, ava would wait for their ends.
+  const child = spawn(builtFile('casemate-agent'), ['--listen', path], { stdio: 'ignore' });
   t.teardown(() => {
     child.kill('SIGKILL');
     for (const stream of streams) stream.destroy(); // of processes whose output was not read to its end

@@ -14,8 +14,11 @@ const limitMs = 20_000 * patience;
 
 registerCompletionHandler(() => {
   setTimeout(() => {
-    const children = childrenOf('self').map((pid) => ifThere(() => readProc(pid, 'comm')) ?? 'one that has ended');
-    const what = [...process.getActiveResourcesInfo(), ...children.map((name) => `the child ${name.trim()}`)];
+    const children = childrenOf('self');
+    const names = children.map((pid) => ifThere(() => readProc(pid, 'comm').trim()) ?? 'that has ended');
+    const what = [...process.getActiveResourcesInfo(), ...names.map((name) => `a child ${name}`)];
+    // With our output, which ava reads to its end.
+    for (const pid of children) ifThere(() => process.kill(pid, 'SIGKILL'));
     // An uncaught error is one of this file's to ava, and ends the process.
     const file = relative(root, fileURLToPath(ava.meta.file));
     throw new Error(
