@@ -14,6 +14,7 @@
 #include "machine/layout.hpp"
 #include "machine/msrs.hpp"
 #include "sys/clock.hpp"
+#include "sys/start.hpp"
 #include "vmm/configuration.hpp"
 #include "vmm/confinement.hpp"
 #include "vmm/control.hpp"
@@ -170,6 +171,6 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
 
 } // namespace casemate::vmm
 
-extern "C" [[noreturn]] void casemate_main(const unsigned long* /* stack */) {
-  casemate::vmm::run(casemate::sys::monotonic_ns());
+void casemate_main(const unsigned long* /* stack */, const casemate::sys::Instant* started) {
+  casemate::vmm::run(started->ns());
 }

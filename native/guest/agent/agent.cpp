@@ -14,6 +14,7 @@
 #include "guest/agent/stream.hpp"
 #include "guest/agent/text.hpp"
 #include "sys/fd.hpp"
+#include "sys/start.hpp"
 #include "sys/syscall.hpp"
 
 #include <cerrno>
@@ -27,8 +28,6 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-
-extern "C" [[noreturn]] void casemate_main(const unsigned long* stack);
 
 namespace casemate::agent {
 
@@ -281,7 +280,7 @@ void make_way_for(const char* init, char** arguments, char** variables) {
 
 } // namespace casemate::agent
 
-void casemate_main(const unsigned long* stack) {
+void casemate_main(const unsigned long* stack, const casemate::sys::Instant* /* started */) {
   using namespace casemate;
   const auto count = static_cast<int>(stack[0]);
   auto** arguments = reinterpret_cast<char**>(const_cast<unsigned long*>(stack + 1));
