@@ -1,6 +1,7 @@
 // Runs the ava suite on other versions of Node, with the one addon that was
 // built: Node-API promises that it loads in all of them. Without test/hostile:
-// what a taken-over monitor or a guest tries meets the kernel, and no Node.
+// what a taken-over monitor or a guest tries meets the kernel, and no Node. And
+// what of the soak meets a Node's end, of which each version has its own.
 //
 //   node scripts/nodes.js [major...]     default: 20 22 24 26, but the one that runs this
 import { spawnSync } from 'node:child_process';
@@ -17,8 +18,9 @@ const tallies = {};
 for (const major of majors) {
   const path = nodeFromNpm(major);
   console.log(`\n# ${spawnSync(path, ['-p', '"Node " + process.version'], { encoding: 'utf8' }).stdout.trim()}`);
-  tallies[`ava on Node ${major}`] = await runTap(path, ['node_modules/ava/entrypoints/cli.mjs', '--tap', ...files], {
-    PATH: dirname(path) + delimiter + process.env.PATH,
-  });
+  const run = (...args) =>
+    runTap(path, args, { PATH: dirname(path) + delimiter + process.env.PATH, CASEMATE_TALLY: undefined });
+  tallies[`ava on Node ${major}`] = await run('node_modules/ava/entrypoints/cli.mjs', '--tap', ...files);
+  tallies[`soak on Node ${major}`] = await run('test/soak/main.js', '--short', 'workers', 'nodes');
 }
 conclude(tallies);

@@ -38,17 +38,18 @@ if (scenario === undefined) {
   // What is opened once per process: by a launch, and by libuv at the first stream.
   tell({ done: 0 });
   await (await launch({ console: 'ignore' })).exited;
-  const left = await leaks(() =>
-    scenario.run({
-      rounds: Number(rounds),
-      random: randomFrom(Number(seed)),
-      done: (count) => tell({ done: count }),
-      note: (text) => tell({ note: text }),
-    }),
+  const left = await leaks(
+    () =>
+      scenario.run({
+        rounds: Number(rounds),
+        random: randomFrom(Number(seed)),
+        done: (count) => tell({ done: count }),
+        note: (text) => tell({ note: text }),
+      }),
+    // A worker that is terminated while Node loads a module in it loses the file of that: Node's own loss, not a launch's.
+    (line) => !/^\+ descriptors: .*\.js$/.test(line),
   );
-  // A worker that is terminated while Node loads a module in it loses the file of that: Node's own loss, not a launch's.
-  const ours = left.filter((line) => !/^\+ descriptors: .*\.js$/.test(line));
   const orphans = await orphansLeft();
-  tell({ left: [...ours, ...orphans.map((pid) => `+ monitor ${pid}`)] });
+  tell({ left: [...left, ...orphans.map((pid) => `+ monitor ${pid}`)] });
   if (scenario === control) process.exit(0);
 }
