@@ -1,7 +1,8 @@
 // Runs the ava suite on other versions of Node, with the one addon that was
 // built: Node-API promises that it loads in all of them. Without test/hostile:
-// what a taken-over monitor or a guest tries meets the kernel, and no Node. And
-// what of the soak meets a Node's end, of which each version has its own.
+// what a taken-over monitor or a guest tries meets the kernel, and no Node; nor
+// the documents, which are read once. And what of the soak meets a Node's end, of
+// which each version has its own.
 //
 //   node scripts/nodes.js [major...]     default: 20 22 24 26, but the one that runs this
 import { spawnSync } from 'node:child_process';
@@ -13,7 +14,7 @@ const own = process.versions.node.split('.')[0];
 const asked = process.argv.slice(2);
 const majors = asked.length > 0 ? asked : ['20', '22', '24', '26'].filter((major) => major !== own);
 
-const files = ['build/test/**/*.test.js', '!build/test/hostile/**'];
+const files = ['build/test/**/*.test.js', '!build/test/hostile/**', '!build/test/docs.test.js'];
 const tallies = {};
 for (const major of majors) {
   const path = nodeFromNpm(major);
