@@ -181,6 +181,25 @@ static void write_proc(const char* path, const char* text) {
   close(fd);
 }
 
+/* Those of src/vm/kvm-device.ts: KVM takes longer for more. */
+static void keep_program_leaves(struct kvm_cpuid2* cpuid) {
+  static const uint32_t leaves[] = {
+      0x0,        0x1,        0x4,        0x7,        0xb,        0xd,        0x15,
+      0x16,       0x40000000, 0x40000001, 0x80000000, 0x80000001, 0x80000002, 0x80000003,
+      0x80000004, 0x80000005, 0x80000006, 0x80000007, 0x80000008, 0x8000001d, 0x8000001e};
+  uint32_t kept = 0;
+  for (uint32_t i = 0; i < cpuid->nent; ++i) {
+    const struct kvm_cpuid_entry2* entry = &cpuid->entries[i];
+    for (size_t leaf = 0; leaf < sizeof leaves / sizeof *leaves; ++leaf) {
+      if (entry->function == leaves[leaf] && (entry->function != 0xd || entry->index == 0)) {
+        cpuid->entries[kept++] = *entry;
+        break;
+      }
+    }
+  }
+  cpuid->nent = kept;
+}
+
 /* What the monitor is told: everything it would otherwise have to ask the kernel for. */
 static void configure(void) {
   configuration.jailed = (uint64_t)options.jailed;
@@ -202,6 +221,7 @@ static void configure(void) {
   configuration.cpuid_offset = (uint64_t)((char*)cpuid - (char*)&configuration);
   cpuid->nent = MAX_CPUID;
   must("KVM_GET_SUPPORTED_CPUID", ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid));
+  keep_program_leaves(cpuid);
   configuration_size =
       configuration.cpuid_offset + sizeof *cpuid + cpuid->nent * sizeof *cpuid->entries;
 }

@@ -81,18 +81,35 @@ interface KvmFacts {
 
 let kvmFacts: KvmFacts | undefined;
 
-/** By the number of vCPUs. */
-const facts = new Map<number, VcpuFacts>();
+/**
+ * What programs ask CPUID for: vendor and features, caches and topology, frequencies, names. The leaves left out are a
+ * kernel's: how to wait, count, trace, and switch on state that is off at CPL 3. KVM looks through all entries again and
+ * again, and computes sizes for each subleaf of 0xd: with these alone KVM_SET_CPUID2 takes 90 µs instead of 180.
+ */
+const programLeaves: ReadonlySet<number> = new Set([
+  ...[0x0, 0x1, 0x4, 0x7, 0xb, 0xd, 0x15, 0x16],
+  ...[0x40000000, 0x40000001],
+  ...[0x80000000, 0x80000001, 0x80000002, 0x80000003, 0x80000004, 0x80000005, 0x80000006, 0x80000007, 0x80000008],
+  ...[0x8000001d, 0x8000001e],
+]);
+
+const isForPrograms = ({ function: leaf, index }: CpuidEntry) =>
+  programLeaves.has(leaf) && (leaf !== 0xd || index === 0);
+
+/** By CPL and the number of vCPUs. */
+const facts = new Map<string, VcpuFacts>();
 
 /** Asked once: the CPUID table alone takes KVM 350 µs. */
-export function vcpuFacts(kvm: number, vcpus: number): VcpuFacts {
-  let known = facts.get(vcpus);
+export function vcpuFacts(kvm: number, { cpl, vcpus }: { readonly cpl: 0 | 3; readonly vcpus: number }): VcpuFacts {
+  const key = `${cpl} ${vcpus}`;
+  let known = facts.get(key);
   if (known === undefined) {
     kvmFacts ??= askKvm(kvm);
     const { supported, runSize } = kvmFacts;
+    const all = guestCpuid(supported, { vcpu: 0, vcpus });
     // Without the head of struct kvm_cpuid2: the configuration has its own count.
-    known = { cpuid: encodeCpuid(guestCpuid(supported, { vcpu: 0, vcpus })).subarray(8), runSize };
-    facts.set(vcpus, known);
+    known = { cpuid: encodeCpuid(cpl === 3 ? all.filter(isForPrograms) : all).subarray(8), runSize };
+    facts.set(key, known);
   }
   return known;
 }

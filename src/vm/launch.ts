@@ -112,7 +112,7 @@ function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Be
     const devices = openDevices(options.devices, files);
     const resources = resourcesOf(options, files.largestDisk);
     const plan = planFor(options, resources, label);
-    const { cpuid, runSize } = vcpuFacts(kvm, options.vcpus);
+    const { cpuid, runSize } = vcpuFacts(kvm, options);
     const configuration = encodeConfiguration({
       memorySize: options.memoryMib * 1024 * 1024,
       flags: configurationFlags(options, label),
@@ -508,7 +508,7 @@ function planFor(options: ParsedOptions, resources: MonitorLimits, label: VmLabe
 export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   const parsed = parseOptions(options);
   checkLayers(parsed.jail);
-  vcpuFacts(kvmDevice(parsed.kvmFd), parsed.vcpus);
+  vcpuFacts(kvmDevice(parsed.kvmFd), parsed);
   if (parsed.limits !== undefined) checkLimits(parsed.limits);
   const label = labelOf(labelFor(parsed.jail.selinux));
   if (descriptorsOf(parsed.devices).length === 0) planFor(parsed, resourcesOf(parsed, 0), label);

@@ -72,6 +72,20 @@ static void look_for_virtualization(void) {
   say(vmx | svm << 1 | (uint64_t)((a | b | c | d) != 0) << 2);
 }
 
+/* How many of the leaves that only kernels ask for say anything, and of those that programs do. */
+static void look_at_leaves(void) {
+  static const uint32_t leaves[][2] = {{0x5, 0}, {0x6, 0}, {0x9, 0},       {0xa, 0},
+                                       {0xd, 1}, {0xf, 0}, {0x12, 0},      {0x14, 0},
+                                       {0x0, 0}, {0x1, 0}, {0x80000001, 0}};
+  uint64_t speaking = 0;
+  for (unsigned i = 0; i < sizeof leaves / sizeof *leaves; ++i) {
+    uint32_t a = leaves[i][0], b, c = leaves[i][1], d;
+    __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    speaking += (a | b | c | d) == 0 ? 0 : i < 8 ? 1 : 16;
+  }
+  say(speaking);
+}
+
 static void exit_again_and_again(void) {
   uint64_t count = 0;
   for (; count < 5000; ++count) {
@@ -90,6 +104,8 @@ int main(int argc, char** argv) {
       patch();
     } else if (is(argv[i], "virtualization")) {
       look_for_virtualization();
+    } else if (is(argv[i], "leaves")) {
+      look_at_leaves();
     } else if (is(argv[i], "exits")) {
       exit_again_and_again();
     } else if (is(argv[i], "stay")) {

@@ -38,6 +38,10 @@ test('a guest finds nothing to virtualize with', async (t) => {
   t.deepEqual(await does('virtualization'), [0]);
 });
 
+test('a guest at CPL 3 finds of its processor what programs look for, and nothing of what only kernels do', async (t) => {
+  t.deepEqual(await does('leaves'), [3 * 16]);
+});
+
 test('a guest that writes its code anew before each call runs what it wrote', async (t) => {
   t.deepEqual(await does('patch'), [(999 * 1000) / 2]);
 });
