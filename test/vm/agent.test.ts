@@ -216,6 +216,24 @@ test('a request that its guest does not live to answer is an error, and later on
   await refused(t, vm.readFile('/etc/passwd'), 'ERR_CASEMATE_CLOSED');
 });
 
+test('an agent that is killed is an error to all that it ran, and to what comes later; its guest goes on', async (t) => {
+  const script = 'echo init runs; while read line; do echo "heard $line"; done';
+  await using vm = await launch(
+    options({ initrd: [initrd(testKernel, script), cpio(agentModules(testKernel, drivers))] }),
+  );
+  await says(vm, 'init runs');
+  const sleeper = vm.exec(['/bin/busybox', 'sleep', '1000']);
+  await sleeper.started;
+  const kill =
+    'cd /proc; for process in [0-9]*; do grep -q ^agent$ $process/comm && kill -9 $process; done; sleep 1000';
+  await refused(t, vm.exec(['/bin/busybox', 'sh', '-c', kill]), 'ERR_CASEMATE_AGENT');
+  await refused(t, sleeper, 'ERR_CASEMATE_AGENT');
+  await refused(t, vm.readFile('/init'), 'ERR_CASEMATE_AGENT');
+  vm.console.write('that\n');
+  t.regex(await says(vm, 'heard that'), /heard that/);
+  t.is(vm.state, 'running');
+});
+
 test('an agent that does not come is an error, after its time', async (t) => {
   // Without the driver for vsock.
   const initrdWithout = cpio(busyboxRoot());
