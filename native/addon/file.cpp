@@ -55,6 +55,15 @@ void set_label(Napi::Env env, int fd, const std::string& label) {
                                                             label.c_str(), label.size() + 1, 0)));
 }
 
+sys::SysError label_sockets(const std::string& label) {
+  const long fd = sys::call(__NR_open, "/proc/thread-self/attr/sockcreate", O_WRONLY | O_CLOEXEC);
+  const sys::Fd attribute(fd < 0 ? -1 : static_cast<int>(fd));
+  // With its NUL: a lone one is no label.
+  return attribute ? sys::check("setsockcreatecon", sys::call(__NR_write, attribute.get(),
+                                                              label.c_str(), label.size() + 1))
+                   : sys::check("open", fd);
+}
+
 Napi::Function File::define(Napi::Env env) {
   return DefineClass(
       env, "File",
@@ -65,8 +74,8 @@ Napi::Function File::define(Napi::Env env) {
 }
 
 /// new File(path | bytes), new File(bytes, 'kept'), new File(path | fd, 'disk' |
-/// 'writable-disk'), new File(path, 'stream'), new File(path, 'leases'), new File(file | fd,
-/// 'copy'); new File(0) is empty, and not sealed yet
+/// 'writable-disk'), new File(path, 'stream', label?), new File(path, 'leases'), new File(file |
+/// fd, 'copy'); new File(0) is empty, and not sealed yet
 File::File(const Napi::CallbackInfo& info) : Napi::ObjectWrap<File>(info) {
   Napi::Env env = info.Env();
   const std::string kind = info[1].IsString() ? info[1].As<Napi::String>().Utf8Value() : "";
@@ -82,7 +91,7 @@ File::File(const Napi::CallbackInfo& info) : Napi::ObjectWrap<File>(info) {
   } else if (kind == "leases") {
     open(env, info[0].As<Napi::String>(), O_RDWR | O_NOFOLLOW);
   } else if (kind == "stream") {
-    connect(env, info[0].As<Napi::String>());
+    connect(env, info[0].As<Napi::String>(), label_of(info[2]));
   } else if (!kind.empty()) {
     open_disk(env, info[0], kind == "writable-disk");
   } else if (info[0].IsString()) {
@@ -137,10 +146,13 @@ void File::open_disk(Napi::Env env, const Napi::Value& source, bool is_writable)
 }
 
 /// unix(7), SOCK_STREAM. The path is short enough for it.
-void File::connect(Napi::Env env, const std::string& path) {
-  const long made = sys::call(__NR_socket, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  check(env, sys::check("socket", made));
-  fd_.reset(static_cast<int>(made));
+void File::connect(Napi::Env env, const std::string& path, const std::string& label) {
+  check(env, labelled(label, [this] {
+          const long made =
+              sys::call(__NR_socket, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+          fd_.reset(made < 0 ? -1 : static_cast<int>(made));
+          return sys::check("socket", made);
+        }));
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   path.copy(address.sun_path, sizeof address.sun_path - 1);

@@ -150,28 +150,40 @@ struct KernelStatus {
 
 /// /sys/fs/selinux/status, mapped by the first question and for good: from then on the mode is
 /// a load from memory.
-const volatile KernelStatus* kernel_status() {
-  static const volatile KernelStatus* const status = []() -> const volatile KernelStatus* {
-    const long opened = sys::call(__NR_open, "/sys/fs/selinux/status", O_RDONLY | O_CLOEXEC);
-    const sys::Fd fd(opened < 0 ? -1 : static_cast<int>(opened));
-    if (!fd) {
-      return nullptr;
-    }
-    void* mapped = mmap(nullptr, sizeof(KernelStatus), PROT_READ, MAP_SHARED, fd.get(), 0);
-    return mapped == MAP_FAILED ? nullptr : static_cast<const volatile KernelStatus*>(mapped);
-  }
-  ();
-  return status;
-}
+struct StatusPage {
+  const volatile KernelStatus* mapped = nullptr;
+  sys::SysError error; // why it is not
 
-/// selinuxStatus(): 1 where it enforces, 0 where it is permissive, -1 where it is off.
+  StatusPage() {
+    const long opened = sys::call_retry(__NR_open, path, O_RDONLY | O_CLOEXEC);
+    error = sys::check("open", opened);
+    if (error) {
+      return;
+    }
+    const sys::Fd fd(static_cast<int>(opened));
+    void* page = mmap(nullptr, sizeof(KernelStatus), PROT_READ, MAP_SHARED, fd.get(), 0);
+    if (page == MAP_FAILED) {
+      error = {"mmap", errno};
+      return;
+    }
+    mapped = static_cast<const volatile KernelStatus*>(page);
+  }
+
+  static constexpr const char* path = "/sys/fs/selinux/status";
+};
+
+/// selinuxStatus(): 1 where it enforces, 0 where it is permissive, -1 where it is off. Throws where
+/// the policy keeps that from the caller: whoever took that for off would launch without a label.
 Napi::Value status(const Napi::CallbackInfo& info) {
-  const volatile KernelStatus* status = kernel_status();
-  if (status == nullptr) {
+  static const StatusPage page;
+  if (page.mapped == nullptr) {
+    if (page.error.number != ENOENT) {
+      throw_system_error(info.Env(), page.error, StatusPage::path);
+    }
     return Napi::Number::New(info.Env(), -1);
   }
   // A single word, which needs no sequence number to be read whole.
-  return Napi::Number::New(info.Env(), status->enforcing != 0 ? 1 : 0);
+  return Napi::Number::New(info.Env(), page.mapped->enforcing != 0 ? 1 : 0);
 }
 
 } // namespace

@@ -2,6 +2,7 @@
 
 #include "addon/child.hpp"
 #include "addon/errors.hpp"
+#include "addon/file.hpp"
 #include "sys/syscall.hpp"
 
 #include <cerrno>
@@ -11,20 +12,6 @@
 #include <sys/stat.h>
 
 namespace casemate::addon {
-
-namespace {
-
-/// Sets the label of the sockets that this thread makes. With its NUL: an empty one, a lone NUL,
-/// ends that.
-sys::SysError label_sockets(const std::string& label) {
-  const long fd = sys::call(__NR_open, "/proc/thread-self/attr/sockcreate", O_WRONLY | O_CLOEXEC);
-  const sys::Fd attribute(fd < 0 ? -1 : static_cast<int>(fd));
-  return attribute ? sys::check("setsockcreatecon", sys::call(__NR_write, attribute.get(),
-                                                              label.c_str(), label.size() + 1))
-                   : sys::check("open", fd);
-}
-
-} // namespace
 
 Napi::Function Stream::define(Napi::Env env) {
   return DefineClass(
@@ -50,18 +37,14 @@ sys::Fd Stream::open(const Napi::CallbackInfo& info) {
     return child.take(info[1].As<Napi::Number>());
   }
   // Under the label of the child, which else may not use it.
-  const std::string label = info[3].IsString() ? info[3].As<Napi::String>() : std::string();
-  if (!label.empty()) {
-    check(env, label_sockets(label));
-  }
   int ends[2] = {-1, -1};
-  const long made =
-      sys::call(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends);
-  const sys::SysError unlabelled = label.empty() ? sys::SysError{} : label_sockets("");
+  const sys::SysError error = labelled(label_of(info[3]), [&ends] {
+    return sys::check("socketpair", sys::call(__NR_socketpair, AF_UNIX,
+                                              SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends));
+  });
   sys::Fd ours(ends[0]);
   sys::Fd theirs(ends[1]);
-  check(env, sys::check("socketpair", made));
-  check(env, unlabelled);
+  check(env, error);
   if (info[4].IsNumber()) {
     const int size = info[4].As<Napi::Number>();
     check(env, sys::check("setsockopt", sys::call(__NR_setsockopt, theirs.get(), SOL_SOCKET,

@@ -13,13 +13,14 @@ export interface JailBinding {
   /**
    * A file to read, or a sealed memory file of contents. A disk is given by its path or a descriptor, which is copied; it
    * may be a block device, and is locked: shared, or alone where it can be written to. A stream is a Unix socket by its
-   * path, connected to. Leases are locks on bytes of a file that is there. A copy is of
+   * path, connected to, under an SELinux label where one is given. Leases are locks on bytes of a file that is there. A copy is of
    * the same open file, with its locks. 0 makes a memory file that is empty, to be filled by one launch, sealed, and shared by others.
    * What is kept many launches may be given.
    */
   File: new (
     source: string | Uint8Array | number | NativeFile,
     kind?: 'disk' | 'writable-disk' | 'kept' | 'stream' | 'leases' | 'copy',
+    label?: string,
   ) => NativeFile;
   /**
    * A new cgroup in the directory `parent`, these files written. An error of one of them has it as its path, and leaves no

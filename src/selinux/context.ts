@@ -66,6 +66,18 @@ export function formatRange(range: SelinuxRange): string {
   return lowest === highest ? lowest : `${lowest}-${highest}`;
 }
 
+/**
+ * The categories of a context's high level; none of a text that is no context.
+ * @internal
+ */
+export function categoriesOf(context: string): readonly number[] {
+  try {
+    return parseContext(context).range?.high.categories ?? [];
+  } catch {
+    return [];
+  }
+}
+
 function parseLevel(level: string): SelinuxLevel {
   const match = /^s(\d{1,4})(?::(.+))?$/s.exec(level);
   if (!match) throw invalid('level', "a level of the form 's0' or 's0:c1,c2.c5'", level);

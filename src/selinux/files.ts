@@ -15,7 +15,7 @@ import { isSystemError } from '../errors.js';
 import type { NativeFile } from '../jail/native.js';
 import { native } from '../native.js';
 import { deniedOf } from './access.js';
-import { parseContext } from './context.js';
+import { categoriesOf } from './context.js';
 import { selinuxError } from './host.js';
 import { setLabel, type VmLabel } from './label.js';
 import { isLeased, journal } from './leases.js';
@@ -53,6 +53,11 @@ export class FileLabels {
 
   constructor(label: VmLabel) {
     this.#label = label;
+  }
+
+  /** Of a socket that is connected for this VM, as who connects it. */
+  get stream(): string {
+    return this.#label.stream;
   }
 
   /** A memory file that was made for this VM. */
@@ -236,12 +241,4 @@ function restoreOne(entry: Entry, path: string): boolean {
   }
   rmSync(path, { force: true });
   return isRestored;
-}
-
-function categoriesOf(context: string): readonly number[] {
-  try {
-    return parseContext(context).range?.high.categories ?? [];
-  } catch {
-    return []; // damaged: it names nothing to be restored
-  }
 }

@@ -54,16 +54,36 @@ export function getContext(pid?: number): string {
  */
 export function checkContext(context: string): void {
   string('context', context);
+  if (isKnown(context)) return;
+  throw selinuxError(`The SELinux policy of this host does not accept the context '${context}'`, {
+    step: 'checkContext',
+    remedy: 'Check user, role, type and range against the loaded policy: seinfo -t, and semodule -l for modules.',
+  });
+}
+
+/** @internal */
+export function isKnown(context: string): boolean {
   requireEnabled();
-  try {
-    native.selinuxCheckContext(context);
-  } catch (cause) {
-    throw selinuxError(`The SELinux policy of this host does not accept the context '${context}'`, {
-      step: 'checkContext',
-      remedy: 'Check user, role, type and range against the loaded policy: seinfo -t, and semodule -l for modules.',
-      cause,
-    });
-  }
+  return asked('Which contexts there are', () => {
+    try {
+      native.selinuxCheckContext(context);
+      return true;
+    } catch (error) {
+      if (isSystemError(error) && error.code === 'EINVAL') return false;
+      throw error;
+    }
+  });
+}
+
+/**
+ * What a confined caller may not ask is no answer: neither that SELinux is off, nor that something is not in the policy.
+ * @internal
+ */
+export function asked<T>(what: string, ask: () => T): T {
+  return wrapSystemError('ERR_CASEMATE_SELINUX', ask, {
+    step: 'policy',
+    remedy: `${what} this process may not ask: run Node in a domain that may, as casemate_service_t (docs/selinux.md).`,
+  });
 }
 
 /**

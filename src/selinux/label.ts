@@ -3,7 +3,7 @@ import type { NativeFile } from '../jail/native.js';
 import { native } from '../native.js';
 import { deniedOf } from './access.js';
 import { formatContext, parseContext, type SelinuxContext } from './context.js';
-import { checkContext, selinuxError } from './host.js';
+import { asked, checkContext, isKnown, selinuxError } from './host.js';
 import { leaseGiven, leasePair, sparePair } from './leases.js';
 import type { SelinuxRequest } from './request.js';
 
@@ -21,6 +21,7 @@ interface Common {
   readonly monitor: string;
   readonly image: string;
   readonly content: string;
+  readonly stream: string;
   /** The caller's own categories, of which VMs have theirs. */
   readonly categories: readonly number[];
 }
@@ -37,13 +38,22 @@ export interface VmLabel {
   /** Of what it reads and writes, and of what it shares with others. */
   readonly image: string;
   readonly content: string;
+  /**
+   * Of sockets that the caller connects for it: the caller's own, for it is the caller who connects them, with no
+   * categories, for those of the caller's that the VM has not would keep it from using them.
+   */
+  readonly stream: string;
 }
 
 let isHere: boolean | undefined;
 
-/** Whether this kernel runs with SELinux: that does not change while it runs. @internal */
+/**
+ * Whether this kernel runs with SELinux: that does not change while it runs.
+ * @throws CasemateError `ERR_CASEMATE_SELINUX` where the policy keeps that from this process.
+ * @internal
+ */
 export function isSelinuxHere(): boolean {
-  isHere ??= native.selinuxStatus() >= 0;
+  isHere ??= asked('The mode of SELinux', () => native.selinuxStatus() >= 0);
   return isHere;
 }
 
@@ -62,8 +72,16 @@ export const labelOf = (found: VmLabel | Unlabelled): VmLabel | undefined => ('c
  */
 export function labelFor(request: SelinuxRequest): VmLabel | Unlabelled {
   if (request.mode === 'off') return off;
+  try {
+    return isSelinuxHere() || request.mode !== 'auto' ? requiredLabel(request) : disabled;
+  } catch (error) {
+    if (request.mode !== 'auto' || !(error instanceof CasemateError)) throw error;
+    return { unlabelled: `${error.message} (selinux: 'auto')` };
+  }
+}
+
+function requiredLabel(request: SelinuxRequest): VmLabel {
   if (!isSelinuxHere()) {
-    if (request.mode === 'auto') return disabled;
     throw selinuxError('SELinux is not enabled on this host', {
       step: 'selinux',
       remedy: "Boot with security=selinux and a policy, or launch with selinux: 'auto' or 'off' (docs/selinux.md).",
@@ -75,12 +93,7 @@ export function labelFor(request: SelinuxRequest): VmLabel | Unlabelled {
       remedy: "Run `setenforce 1`, or launch with selinux: 'permissive-ok'.",
     });
   }
-  try {
-    return request.context === undefined ? ownLabel(request) : givenLabel(request.context);
-  } catch (error) {
-    if (request.mode !== 'auto' || !(error instanceof CasemateError)) throw error;
-    return { unlabelled: `${error.message} (selinux: 'auto')` };
-  }
+  return request.context === undefined ? ownLabel(request) : givenLabel(request.context);
 }
 
 const off: Unlabelled = { unlabelled: 'off' };
@@ -108,6 +121,7 @@ function commonLabel(): Common {
     monitor: `${user}:${role}:${types.monitor}:${level}`,
     image: `${user}:object_r:${types.image}:${level}`,
     content: contentOf(user),
+    stream: streamOfCaller(),
     categories: range?.high.categories ?? [],
   };
   return common;
@@ -115,7 +129,7 @@ function commonLabel(): Common {
 
 /** On the way of every launch: what is the same for all of them is not made again. */
 function ownLabel({ categories }: SelinuxRequest): VmLabel {
-  const { monitor, image, content, categories: mine } = commonLabel();
+  const { monitor, image, content, stream, categories: mine } = commonLabel();
   const allowed = categories === undefined ? mine : categories.filter((category) => mine.includes(category));
   if (allowed.length < 2) {
     throw selinuxError(
@@ -135,6 +149,7 @@ function ownLabel({ categories }: SelinuxRequest): VmLabel {
     lease: file,
     image: image + level,
     content,
+    stream,
   };
 }
 
@@ -171,7 +186,13 @@ function givenLabel(context: string): VmLabel {
       ...(range && { range: { low: range.high, high: range.high } }),
     }),
     content: contentOf(user),
+    stream: streamOfCaller(),
   };
+}
+
+function streamOfCaller(): string {
+  const { range, ...caller } = ownContext();
+  return formatContext({ ...caller, ...(range && { range: single(range.low.sensitivity, []) }) });
 }
 
 function single(sensitivity: number, categories: readonly number[]) {
@@ -181,15 +202,11 @@ function single(sensitivity: number, categories: readonly number[]) {
 
 /** One that is removed while we run makes the launch fail at its first step. */
 function requireModule(base: string): void {
-  try {
-    checkContext(base);
-  } catch (cause) {
-    throw selinuxError(`The loaded policy knows no ${base}: casemate's module is not in it, or not for this caller`, {
-      step: 'policy',
-      remedy: 'Run `casemate selinux install` as root, and `casemate selinux check`.',
-      cause,
-    });
-  }
+  if (isKnown(base)) return;
+  throw selinuxError(`The loaded policy knows no ${base}: casemate's module is not in it, or not for this caller`, {
+    step: 'policy',
+    remedy: 'Run `casemate selinux install` as root, and `casemate selinux check`.',
+  });
 }
 
 /** Contexts that the policy has let us start: a policy that changes makes a launch fail at its execve. */
@@ -198,10 +215,10 @@ const startable = new Set<string>();
 function checkTransition(context: string): void {
   if (startable.has(context)) return;
   const caller = formatContext(ownContext());
-  const denied = [
+  const denied = asked('What the policy grants', () => [
     ...deniedOf(caller, context, 'process', ['transition']),
     ...deniedOf(caller, caller, 'process', ['setexec', 'setsockcreate']),
-  ];
+  ]);
   if (denied.length === 0) {
     if (startable.size < 64) startable.add(context);
     return;

@@ -14,7 +14,7 @@ export interface SelinuxBinding {
   selinuxFileContext(target: number | string): string;
   /** fsetxattr(2). */
   selinuxSetFileContext(fd: number, context: string): void;
-  /** From the kernel's status page: 1 enforcing, 0 permissive, -1 off. */
+  /** From the kernel's status page: 1 enforcing, 0 permissive, -1 off. Throws where the policy keeps it from the caller. */
   selinuxStatus(): -1 | 0 | 1;
   /**
    * Messages of the kernel from now on: records of audit, changes of SELinux' mode and policy, lines of the kernel's log.

@@ -70,7 +70,7 @@ export class LaunchFiles {
 
   /** A Unix socket by its path, a stream, connected to. */
   connect(option: string, path: string): NativeFile {
-    const made = wrapSystemError('ERR_CASEMATE_NETWORK', () => new native.File(path, 'stream'), {
+    const made = wrapSystemError('ERR_CASEMATE_NETWORK', () => new native.File(path, 'stream', this.#labels?.stream), {
       step: option,
       remedy: 'Does the program listen at this path already, and may this user write to its socket?',
     });

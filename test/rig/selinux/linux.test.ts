@@ -1,5 +1,7 @@
 /** A Linux guest under casemate's policy, enforced. */
+import { once } from 'node:events';
 import { copyFileSync, mkdirSync, truncateSync, writeFileSync } from 'node:fs';
+import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import test from 'ava';
@@ -8,12 +10,15 @@ import { linux, testKernel } from '../../helpers/linux.js';
 import { hearDenials } from '../../helpers/selinux.js';
 
 const folder = '/var/casemate-linux';
+const kernel = join(folder, 'vmlinuz');
+
+test.before(() => {
+  mkdirSync(folder);
+  copyFileSync(testKernel.vmlinuz, kernel);
+});
 
 test.serial('a Linux boots, works and powers off, and nothing at all is denied it', async (t) => {
   const denials = hearDenials();
-  mkdirSync(folder);
-  const kernel = join(folder, 'vmlinuz');
-  copyFileSync(testKernel.vmlinuz, kernel);
   const [path, shared] = [join(folder, 'disk'), join(folder, 'shared')];
   for (const disk of [path, shared]) {
     writeFileSync(disk, '');
@@ -46,6 +51,33 @@ test.serial('a Linux boots, works and powers off, and nothing at all is denied i
   t.regex(output, /worked/);
   t.regex(output, /3 packets received/);
   t.is((await vm.exited).reason, 'poweroff');
+  t.deepEqual(vm.denials, []);
+  t.deepEqual(await denials.all(), []);
+});
+
+test.serial('its network may be a stream, which has none of the categories of who connects it', async (t) => {
+  const denials = hearDenials();
+  const path = '/run/casemate-network';
+  const server = createServer().listen(path);
+  await once(server, 'listening');
+  t.teardown(() => server.close());
+  const accepted = once(server, 'connection') as Promise<[Socket]>;
+  const script = 'ip addr add 10.11.12.2/24 dev eth0; ip link set eth0 up; ping -c 3 10.11.12.1; sleep 1000';
+  await using vm = await launch(
+    linux(script, {
+      kernel,
+      modules: ['virtio_mmio', 'virtio_net'],
+      network: { stream: { path } },
+      jail: { selinux: 'enforcing' },
+    }),
+  );
+  const [socket] = await accepted;
+  // It asks who has the address. Nobody answers, but what comes is read: a frame too short to be one.
+  const [bytes] = (await once(socket, 'data')) as [Buffer];
+  t.true(bytes.length > 4);
+  const end = once(vm, 'device-error');
+  socket.end(Buffer.from([0, 0, 0, 1, 0]));
+  await end;
   t.deepEqual(vm.denials, []);
   t.deepEqual(await denials.all(), []);
 });

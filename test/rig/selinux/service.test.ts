@@ -1,10 +1,12 @@
-/** A Node service in a domain of its own, which may launch VMs, and little else: docs/selinux.md. */
+/** A Node service in a domain of its own, which may launch VMs, and little else: docs/selinux.md. And callers that may not. */
 import { spawnSync } from 'node:child_process';
-import { cpSync, mkdirSync, truncateSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import test from 'ava';
+import test, { type ExecutionContext } from 'ava';
+import { fileContext } from 'casemate/selinux';
 import { root } from '../../helpers/index.js';
 import { initrd, testKernel } from '../../helpers/linux.js';
+import { ifThere } from '../../helpers/proc.js';
 import { hearDenials, run } from '../../helpers/selinux.js';
 
 const folder = '/usr/lib/casemate-service';
@@ -12,10 +14,13 @@ const content = '/var/lib/casemate/content';
 const images = '/var/lib/casemate/images';
 const context = 'unconfined_u:unconfined_r:casemate_service_t:s0-s0:c0.c1023';
 
-/** What a Node in that domain says of a script's end. */
-function inService<T>(script: string): T {
-  const args = [context, process.execPath, '--input-type=module', '--eval', script];
-  const { status, stdout, stderr } = spawnSync('runcon', args, { cwd: folder, encoding: 'utf8' });
+/** What a Node in that domain, or another one, says of a script's end; `through` is what starts it. */
+function inService<T>(script: string, domain = context, through: readonly string[] = []): T {
+  const [command = '', ...args] = [
+    ...[...through, 'runcon', domain],
+    ...[process.execPath, '--input-type=module', '--eval', script],
+  ];
+  const { status, stdout, stderr } = spawnSync(command, args, { cwd: folder, encoding: 'utf8' });
   if (status !== 0) throw new Error(`It ended with ${status}:\n${stderr}`);
   return JSON.parse(stdout) as T;
 }
@@ -104,4 +109,93 @@ test.serial('the file, process, network and program of somebody else are out of 
     Object.entries(tries).filter(([, outcome]) => !refusals.has(outcome)),
     [],
   );
+});
+
+interface Refusals {
+  readonly enforcing: { code: string; step: string; remedy: string };
+  /** A launch that asks for as much as there is: its evidence of the label, or why there is no such VM. */
+  readonly auto: { observed?: string; code?: string; step?: string; remedy?: string };
+}
+
+/** What comes of launches by a caller that may not; and that nothing of them is left, on the host or on the disk. */
+function launchesOf(t: ExecutionContext, domain: string, through?: readonly string[]): Refusals {
+  const disk = join(images, 'disk');
+  const left = () => ({
+    label: fileContext(disk),
+    journal: readdirSync('/var/lib/casemate/relabelled'),
+    cgroups: (ifThere(() => readdirSync('/sys/fs/cgroup/casemate')) ?? []).filter((name) => !name.includes('.')),
+    monitors: processesWith('casemate_vmm_t'),
+    callers: processesWith(domain.split(':')[2] as string),
+    mounts: readFileSync('/proc/self/mountinfo', 'utf8'),
+  });
+  const before = left();
+  const refusals = inService<Refusals>(
+    `
+    import { readdirSync } from 'node:fs';
+    import { launch, warmUp } from 'casemate';
+    const options = { kernel: '${content}/vmlinuz', disks: [{ path: '${disk}' }], limits: { memoryMib: 256 }, startPaused: true };
+    const told = ({ code, step, remedy, message }) => ({ code, step, remedy, message });
+    const refused = (selinux) => launch({ ...options, jail: { selinux } }).then((vm) => vm.kill(), told);
+    const enforcing = await refused('enforcing');
+    const descriptors = () => readdirSync('/proc/self/fd').length;
+    const before = descriptors();
+    for (let i = 0; i < 5; i += 1) await refused('enforcing');
+    if (descriptors() !== before) throw new Error('descriptors are left');
+    const auto = await launch({ startPaused: true }).then(async (vm) => {
+      const { layers } = await vm.evidence();
+      await vm.kill();
+      return { observed: layers.find(({ layer }) => layer === 'selinux').observed };
+    }, told);
+    console.log(JSON.stringify({ enforcing, auto }));
+  `,
+    domain,
+    through,
+  );
+  t.deepEqual(left(), before);
+  t.truthy(refusals.enforcing.remedy);
+  return refusals;
+}
+
+function processesWith(type: string): string[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .filter((pid) => ifThere(() => readFileSync(`/proc/${pid}/attr/current`, 'utf8'))?.includes(`:${type}:`));
+}
+
+test.serial('a caller in a domain that may not start monitors is told so, and nothing of it is left', (t) => {
+  const { enforcing, auto } = launchesOf(t, 'unconfined_u:system_r:initrc_t:s0-s0:c0.c1023');
+  t.like(enforcing, { code: 'ERR_CASEMATE_SELINUX', step: 'transition' });
+  t.regex(enforcing.remedy, /casemate_caller/);
+  t.regex(auto.observed ?? '', /^no label: The policy does not let \S+:initrc_t:\S+ start a process as .* transition/);
+});
+
+test.serial('a caller in a domain that may not open /dev/kvm is told so, and nothing of it is left', (t) => {
+  const before = fileContext('/dev/kvm');
+  run('chcon', '-t', 'fixed_disk_device_t', '/dev/kvm');
+  t.teardown(() => run('chcon', before, '/dev/kvm'));
+  const { enforcing, auto } = launchesOf(t, context);
+  for (const error of [enforcing, auto]) {
+    t.like(error, { code: 'ERR_CASEMATE_KVM_FORBIDDEN' });
+    t.truthy(error.remedy);
+  }
+});
+
+test.serial('a caller that may not ask the policy takes that for no answer, and nothing of it is left', (t) => {
+  const secret = '/var/casemate-secret';
+  writeFileSync(secret, '');
+  run('chcon', '-t', 'shadow_t', secret);
+  for (const file of ['status', 'context', 'access']) {
+    const hidden = [
+      'unshare',
+      '--mount',
+      'sh',
+      '-c',
+      `mount --bind ${secret} /sys/fs/selinux/${file} && exec "$@"`,
+      'sh',
+    ];
+    const { enforcing, auto } = launchesOf(t, context, hidden);
+    t.like(enforcing, { code: 'ERR_CASEMATE_SELINUX', step: 'policy' }, file);
+    t.regex(enforcing.remedy, /casemate_service_t/);
+    t.regex(auto.observed ?? '', /^no label: .*EACCES/, file);
+  }
 });
