@@ -1,11 +1,13 @@
 import { once } from 'node:events';
-import { adviseOn, type Denial, followDenials } from '../selinux/denials.js';
+import { adviseOn, type Denial, type DenialAdvice, followDenials, typeOf } from '../selinux/denials.js';
 import { restoreLabels } from '../selinux/files.js';
 import { checkModule, installModule, removeModule, selinuxStatus } from '../selinux/module.js';
 import type { SelinuxCommand } from './args.js';
 import { columns } from './format.js';
 
-const print = (text: string) => process.stdout.write(`${text}\n`);
+const print = (text: string): void => {
+  process.stdout.write(`${text}\n`);
+};
 
 /** `casemate selinux ...`; its exit code. */
 export async function selinux({ action, json }: SelinuxCommand): Promise<number> {
@@ -49,35 +51,70 @@ export async function selinux({ action, json }: SelinuxCommand): Promise<number>
   }
 }
 
-/** Until it is interrupted: each kind of denial once, and how many there were of it at the end. */
+/** Denials of one kind, of whichever VMs and files. */
+interface Kind {
+  readonly first: Denial;
+  readonly sources: Set<string>;
+  count: number;
+}
+
+/** Until it is interrupted, or nobody reads it any more: each kind of denial once, and how many there were of it at the end. */
 async function followOn(json: boolean): Promise<number> {
-  const groups = new Map<string, { denial: Denial; count: number }>();
+  const kinds = new Map<string, Kind>();
   const feed = followDenials((denial) => {
-    if (!/:casemate_\w+_t:/.test(`${denial.source} ${denial.target}`)) return;
+    const { source, target, class: tclass, permissions, enforced } = denial;
+    if (!/:casemate_\w+_t:/.test(`${source} ${target}`)) return;
     if (json) return print(JSON.stringify({ ...denial, ...adviseOn(denial) }));
-    const key = [denial.source, denial.target, denial.class, denial.permissions, denial.enforced].join(' ');
-    const group = groups.get(key);
-    if (group !== undefined) {
-      group.count += 1;
-      return undefined;
+    const advice = adviseOn(denial);
+    const key = [typeOf(source), typeOf(target), tclass, permissions, enforced, advice.rule].join(' ');
+    const kind = kinds.get(key);
+    if (kind === undefined) {
+      kinds.set(key, { first: denial, sources: new Set([source]), count: 1 });
+      explain(denial, advice);
+      return;
     }
-    groups.set(key, { denial, count: 1 });
-    explain(denial);
-    return undefined;
+    kind.sources.add(source);
+    kind.count += 1;
   });
-  if (!json)
-    print(`Denials from now on, by ${feed.source === 'audit' ? 'audit' : "the kernel's log"}; Ctrl-C ends this.`);
   const alive = setInterval(() => {}, 2 ** 30);
-  await Promise.race([once(process, 'SIGINT'), once(process, 'SIGTERM')]);
+  let isRead = true;
+  const unread = new Promise<void>((resolve) => {
+    process.stdout.on('error', () => {
+      isRead = false;
+      resolve();
+    });
+  });
+  // Whoever reads the first line may end it from then on.
+  const ended = Promise.race([once(process, 'SIGINT'), once(process, 'SIGTERM'), unread]);
+  if (!json) {
+    const way = feed.source === 'audit' ? 'audit' : "the kernel's log";
+    print(`Denials from now on, by ${way}, each kind once; Ctrl-C ends this and counts them.`);
+  }
+  await ended;
   clearInterval(alive);
   feed.close();
-  for (const { denial, count } of groups.values()) if (count > 1) print(`${count} times: ${adviseOn(denial).tried}`);
+  if (!json && isRead) summarize([...kinds.values()]);
   return 0;
 }
 
-function explain(denial: Denial): void {
-  const { tried, rule, warning } = adviseOn(denial);
-  print(`${denial.enforced ? 'denied' : 'would be denied'}: ${tried}`);
-  if (rule !== '') print(`  granted by ${rule}`);
+function explain({ enforced }: Denial, { tried, rule, boolean, warning }: DenialAdvice): void {
+  print(`${enforced ? 'denied' : 'would be denied'}: ${tried}`);
+  if (boolean !== undefined) print(`  granted by \`setsebool -P ${boolean} on\``);
+  else if (rule !== '') print(`  granted by ${rule}`);
   if (warning !== undefined) print(`  ! ${warning}`);
+}
+
+function summarize(kinds: readonly Kind[]): void {
+  if (kinds.length === 0) return print('Nothing was denied.');
+  const rows = [...kinds]
+    .sort((one, other) => other.count - one.count)
+    .map(({ first, sources, count }) => [
+      String(count),
+      String(sources.size),
+      typeOf(first.source),
+      `${first.class} ${first.permissions.join(' ')}`,
+      typeOf(first.target),
+    ]);
+  const head = ['times', 'labels', 'who', 'what', 'on'];
+  print(['', ...columns([head, ...rows], [0, 1])].join('\n'));
 }
