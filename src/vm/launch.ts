@@ -259,8 +259,9 @@ function takeOver(id: string, options: ParsedOptions, begun: Begun, t0: bigint):
   });
   if (label !== undefined) {
     watchLabelled(vm, label, jail.selinux.onModeChange, () => {
-      // A pair that a file of the VM still has is not for another one.
-      if (isRestored) giveBack(label);
+      // A pair that a file of the VM still has is not for another one. Nor is one that a permissive policy has let do what it
+      // denies: the kernel remembers that for the label, and says nothing of it again.
+      if (isRestored && vm.denials.every(({ enforced }) => enforced)) giveBack(label);
     });
   }
   const kill = () => vm.end({ reason: 'killed' });

@@ -3,10 +3,13 @@
  * the jail, without one of them, with one alone, with none, and without any jail.
  */
 import { closeSync, openSync } from 'node:fs';
+import { join } from 'node:path';
 import { getSystemErrorName } from 'node:util';
 import { type LayerName, layerNames } from 'casemate/jail';
+import { selinuxStatus } from 'casemate/selinux';
 import { packageWithMonitor, tellsOf } from '../../helpers/node.js';
 import { program } from '../../helpers/programs.js';
+import { run } from '../../helpers/selinux.js';
 
 /** What came of a try: `'open'`, what stopped it otherwise: `'seccomp'` or the name of an error. */
 export type Outcome = string;
@@ -17,22 +20,31 @@ export interface Tried {
   readonly outcome: Outcome;
 }
 
+/** A layer of the jail, or the label, which is one where the host has our policy. */
+export type Layer = LayerName | 'selinux';
+
 /** Which layers a jail has; `'host'` is no jail at all, not even a monitor's root and descriptors. */
-export type Setting = 'strict' | 'none' | 'host' | { readonly without: LayerName } | { readonly only: LayerName };
+export type Setting = 'strict' | 'none' | 'host' | { readonly without: Layer } | { readonly only: Layer };
 
 export const settingName = (setting: Setting): string =>
   typeof setting === 'string' ? setting : 'without' in setting ? `without ${setting.without}` : `only ${setting.only}`;
 
 /** Layers that a strict jail has. */
-export const strictLayers = layerNames.filter((name) => name !== 'timeNamespace' && name !== 'coreScheduling');
+const strictLayers = layerNames.filter((name) => name !== 'timeNamespace' && name !== 'coreScheduling');
+
+/** Whether VMs have labels here. */
+export const isLabelled = selinuxStatus().label !== undefined;
+
+/** Layers that a VM has here whose options say nothing of them. */
+export const layersHere: readonly Layer[] = [...strictLayers, ...(isLabelled ? (['selinux'] as const) : [])];
 
 /** Two layers are nothing without a third. */
-const needsNoNewPrivs: ReadonlySet<LayerName> = new Set(['landlock', 'seccomp']);
+const needsNoNewPrivs: ReadonlySet<Layer> = new Set(['landlock', 'seccomp']);
 
 /** The option `jail` of launch(). */
 export function jailOf(setting: Exclude<Setting, 'host'>): object | undefined {
   if (setting === 'strict') return undefined;
-  const isOn = (name: LayerName): boolean => {
+  const isOn = (name: Layer): boolean => {
     if (setting === 'none') return false;
     if ('only' in setting) {
       return name === setting.only || (name === 'noNewPrivs' && needsNoNewPrivs.has(setting.only));
@@ -41,13 +53,17 @@ export function jailOf(setting: Exclude<Setting, 'host'>): object | undefined {
     return name !== setting.without;
   };
   const layers = Object.fromEntries(strictLayers.map((name) => [name, isOn(name) ? 'required' : 'off']));
-  return { profile: 'custom', layers };
+  return { profile: 'custom', layers, selinux: isLabelled && isOn('selinux') ? 'enforcing' : 'off' };
 }
 
 let copy: string | undefined;
 /** A copy of the package whose monitor is the hostile one. */
 export const hostilePackage = (): string => {
-  copy ??= packageWithMonitor(program('escape'));
+  if (copy === undefined) {
+    copy = packageWithMonitor(program('escape'));
+    // The only way into the domain.
+    if (isLabelled) run('chcon', '-t', 'casemate_vmm_exec_t', join(copy, 'prebuilds/linux-x64/casemate-vmm'));
+  }
   return copy;
 };
 

@@ -1,7 +1,7 @@
 /** What stops each try, layer by layer, and what is wrong where something else came of it. */
 import type { LayerName } from 'casemate/jail';
 import { landlockAbi } from 'casemate/system';
-import { type Setting, settingName, type Tried } from './escape.js';
+import { type Layer, type Setting, settingName, type Tried } from './escape.js';
 
 /**
  * Tries by the layers each of which stops them alone, besides the filter of system calls, which stops them all. What is
@@ -124,7 +124,7 @@ const landlockNeeds = (name: string): number =>
   name === 'connect to a port of the host' ? 4 : /signal|abstract/.test(name) ? 6 : 1;
 
 /** The layers that stop a try alone, on this kernel. */
-export const layersThatStop = (name: string): readonly LayerName[] =>
+export const layersThatStop = (name: string): readonly Layer[] =>
   stoppedBy
     .filter(([, tries]) => tries.includes(name))
     .flatMap(([layers]) => layers)
@@ -177,10 +177,41 @@ const mayBeAbsent: readonly RegExp[] = [
   /^\/|service account/,
 ];
 
+/** What the policy leaves to the other layers: it reaches nobody else's process, file, socket or memory. */
+const leftBySelinux: readonly string[] = [
+  // A number that stands for a process, and what is asked of a scheduler. What is sent by it is denied.
+  "open the host's process",
+  "have a socket signal the host's process",
+  "read the priority of the host's process",
+  "learn the host's name",
+  'fork',
+  'a unix socket',
+  'make an io_uring',
+  'change its personality',
+  'change its segments',
+  'hide memory',
+  'set its label',
+  'become root',
+  "become root's group",
+  'keep capabilities',
+  'be root',
+  'be without a filter',
+  'raise its limit of file sizes',
+  'take 300 descriptors',
+  'map memory',
+  'lock memory',
+  "change the flags of its guest's file",
+  "lock its guest's file",
+  'change the flags of /dev/null',
+  'create another VM',
+  'send a descriptor away',
+];
+
 function mayPass(setting: Setting, name: string, isRootless: boolean): boolean {
   if (setting === 'none') return true;
   if (setting === 'host') return true;
   if (setting === 'strict') return false;
+  if ('only' in setting && setting.only === 'selinux') return leftBySelinux.includes(name);
   if ('only' in setting) return !layersThatStop(name).includes(setting.only) && setting.only !== 'seccomp';
   if (setting.without !== 'seccomp' && setting.without !== 'noNewPrivs') return false;
   return (

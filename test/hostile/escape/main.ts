@@ -2,16 +2,16 @@
  * node build/test/hostile/escape/main.js [--matrix]
  *
  * All tries with all layers, with each of them off, with each alone, with none, and without any jail. Says what is not
- * as it should be; with --matrix what stopped each try.
+ * as it should be; with --matrix what stopped each try. Where VMs have labels, these are one of the layers.
  */
 import { parseArgs } from 'node:util';
-import { type Setting, settingName, strictLayers, tryAll } from './escape.js';
+import { layersHere, type Setting, settingName, tryAll } from './escape.js';
 import { surprises } from './expected.js';
 
 const { values } = parseArgs({ options: { matrix: { type: 'boolean', default: false } } });
 
-const alone = strictLayers.map((only): Setting => ({ only }));
-const without = strictLayers.map((layer): Setting => ({ without: layer }));
+const alone = layersHere.map((only): Setting => ({ only }));
+const without = layersHere.map((layer): Setting => ({ without: layer }));
 const settings: Setting[] = ['strict', ...without, ...alone, 'none', 'host'];
 
 if (process.geteuid?.() !== 0) {
@@ -27,11 +27,11 @@ if (values.matrix) {
 whatever its layers, and by each layer alone where that did not. A dot is a try that succeeded.
 `);
   const first = (setting: Setting, i: number) => outcome(setting, i).replace('open', '.');
-  const head = ['', 'strict', 'no filter', 'launch', ...strictLayers];
+  const head = ['', 'strict', 'no filter', 'launch', ...layersHere];
   const rows = (outcomes[0] ?? []).map(({ group, name }, i) => [
     `${group}: ${name}`,
     first('strict', i),
-    first(without[strictLayers.indexOf('seccomp')] as Setting, i),
+    first(without[layersHere.indexOf('seccomp')] as Setting, i),
     first('none', i),
     ...alone.map((setting) => (outcome('none', i) === 'open' ? first(setting, i) : '')),
   ]);
