@@ -6,7 +6,8 @@
  * which call is to fail and how: "<which> <number> <error>\n"; `which` is `born` for the calls of
  * the next process that is born, `task` for those of the threads that launch; 0 is no call; an
  * error of -9 kills the process at the call instead. It reads on descriptor 4 what came of it,
- * after an empty line: "<calls that were counted> <the one that failed, or -1>\n".
+ * after an empty line: "<calls that were counted> <the one that failed, or -1> <its second
+ * argument>\n", which is what an ioctl(2) asks for.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -58,6 +59,7 @@ static struct {
   pid_t born; /* the process whose calls are counted */
   long counted;
   long failed;
+  unsigned request;
 } order;
 
 static pid_t program_pid;
@@ -99,7 +101,8 @@ static int is_task(pid_t thread) {
 static void obey(char* line) {
   if (line[0] == '\n') {
     char text[64];
-    const int size = snprintf(text, sizeof text, "%ld %ld\n", order.counted, order.failed);
+    const int size =
+        snprintf(text, sizeof text, "%ld %ld %u\n", order.counted, order.failed, order.request);
     if (write(answers, text, (size_t)size) != size) {
       exit(1);
     }
@@ -167,6 +170,7 @@ static void serve(int listener) {
     listen_to_program();
     if (is_ordered(&asked)) {
       order.failed = asked.data.nr;
+      order.request = (unsigned)asked.data.args[1];
       if (order.error == -9) {
         kill((pid_t)asked.pid, SIGKILL);
         continue;

@@ -4,7 +4,7 @@
  * each call, so nothing here knows which ones there are.
  */
 import { constants } from 'node:os';
-import { syscallName } from '#lib/jail/syscalls.js';
+import { syscallName, syscalls } from '#lib/jail/syscalls.js';
 import { tellsOf } from '../../helpers/node.js';
 import { program } from '../../helpers/programs.js';
 
@@ -33,11 +33,15 @@ export interface Outcomes {
   readonly left: readonly string[];
 }
 
-/** Options of the launches, as source. */
+/** Options of the launches, as source. The second one has all that a plan may have, as far as this host has it. */
 export const guests = {
   'a bare-metal guest': '{}',
-  'a Linux guest':
-    "{ kernel: kernel(follow(0x228), powerOff), cmdline: 'x', vcpus: 2, balloon: true, vsock: true, disks: [{ path: disk, readOnly: true }] }",
+  'a Linux guest': `{
+    kernel: kernel(follow(0x228), powerOff), cmdline: 'x', vcpus: 2, balloon: true, vsock: true,
+    disks: [{ path: shared, readOnly: true }, { path: disk }],
+    ...(has('tun') && { network: { tap: { addresses: ['10.11.12.1/24'] } } }),
+    ...(has('limits') && { limits: { memoryMib: 512, pids: 64 } }),
+  }`,
 } as const;
 
 export type GuestName = keyof typeof guests;
@@ -60,15 +64,20 @@ export async function failEach(
     import { launch, warmUp } from 'casemate';
     import { leaks } from '${new URL('../../helpers/leaks.js', import.meta.url)}';
     import { follow, kernel, powerOff } from '${new URL('../../helpers/kernels.js', import.meta.url)}';
+    import { has } from '${new URL('../../helpers/capabilities.js', import.meta.url)}';
+    import { fileContext, isEnabled } from 'casemate/selinux';
     const folder = mkdtempSync(join(tmpdir(), 'casemate-faults-'));
-    const disk = join(folder, 'disk');
-    writeFileSync(disk, Buffer.alloc(4096));
+    const [shared, disk] = ['shared', 'disk'].map((name) => join(folder, name));
+    for (const path of [shared, disk]) writeFileSync(path, Buffer.alloc(4096));
+    const labels = () => (isEnabled() ? [disk].map(fileContext) : []);
+    const before = labels();
     const options = { console: 'ignore', timeoutMs: 20_000, ...${guests[guest]} };
     const answer = Buffer.alloc(64);
     const order = (number, error) => writeSync(3, '${whose} ' + number + ' ' + error + '\\n');
     const failedCall = () => {
       writeSync(3, '\\n');
-      return Number(answer.toString('latin1', 0, readSync(4, answer)).split(' ')[1]);
+      const [, call, request] = answer.toString('latin1', 0, readSync(4, answer)).split(' ').map(Number);
+      return { call, request };
     };
     const ways = ${JSON.stringify(ways)};
     const outcomes = [];
@@ -82,11 +91,11 @@ export async function failEach(
       } catch (error) {
         came = { error: failure(error) };
       }
-      const call = failedCall();
+      const { call, request } = failedCall();
       order(0, 0);
       if (call < 0) return;
-      outcomes.push({ number, call, fault, ms: Math.round(performance.now() - begun), ...came });
-      return call;
+      outcomes.push({ number, call, request, fault, ms: Math.round(performance.now() - begun), ...came });
+      return call === ${syscalls.ioctl} ? 'ioctl ' + request : call;
     }
     async function all() {
       let last;
@@ -105,14 +114,49 @@ export async function failEach(
     await warmUp();
     await (await launch(options)).exited;
     const left = await leaks(all);
+    for (const [i, label] of labels().entries()) if (label !== before[i]) left.push('+ label: ' + label);
     rmSync(folder, { recursive: true });
     tell({ outcomes, left });`;
-  const told = await tellsOf<{ outcomes: (Outcome & { call: number })[]; left: string[] }>(script, {
+  type Told = Omit<Outcome, 'call'> & { readonly call: number; readonly request: number };
+  const told = await tellsOf<{ outcomes: Told[]; left: string[] }>(script, {
     through: [program('fault')],
     ...(uid !== undefined && { uid }),
   });
-  return { ...told, outcomes: told.outcomes.map((each) => ({ ...each, call: syscallName(each.call) })) };
+  return { ...told, outcomes: told.outcomes.map((each) => ({ ...each, call: nameOf(each.call, each.request) })) };
 }
+
+/** Requests of KVM by their numbers (linux/kvm.h), of those that a monitor makes up to its guest's end. */
+const requests: Readonly<Record<number, string>> = {
+  1: 'KVM_CREATE_VM',
+  3: 'KVM_CHECK_EXTENSION',
+  4: 'KVM_GET_VCPU_MMAP_SIZE',
+  65: 'KVM_CREATE_VCPU',
+  70: 'KVM_SET_USER_MEMORY_REGION',
+  71: 'KVM_SET_TSS_ADDR',
+  106: 'KVM_SET_GSI_ROUTING',
+  121: 'KVM_IOEVENTFD',
+  128: 'KVM_RUN',
+  137: 'KVM_SET_MSRS',
+  139: 'KVM_SET_SIGNAL_MASK',
+  144: 'KVM_SET_CPUID2',
+  163: 'KVM_ENABLE_CAP',
+  165: 'KVM_SIGNAL_MSI',
+  173: 'KVM_KVMCLOCK_CTRL',
+  198: 'KVM_X86_SET_MSR_FILTER',
+};
+
+function nameOf(call: number, request: number): string {
+  const name = syscallName(call);
+  if (name !== 'ioctl') return name;
+  const isKvm = ((request >> 8) & 0xff) === 0xae;
+  return `ioctl(${(isKvm ? requests[request & 0xff] : undefined) ?? `0x${request.toString(16)}`})`;
+}
+
+/** Without these no VM starts: each of them has to have failed, or the rest shows less than it says. */
+export const neededRequests: Readonly<Record<GuestName, readonly string[]>> = {
+  'a bare-metal guest': [],
+  'a Linux guest': [],
+};
 
 /** What is wrong with an outcome, or undefined where it is as it should be: prompt, typed, and true. */
 export function flaw({ error, exit, fault, ms }: Outcome): string | undefined {

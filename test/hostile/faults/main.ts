@@ -52,7 +52,10 @@ for (const guest of Object.keys(guests) as GuestName[]) {
     const isGood = flaws.length === 0 && left.length === 0;
     const who = uid === undefined ? '' : ', launched by a user';
     const what = (whose === 'born' ? 'the process' : 'the launcher') + who;
-    console.log(`${isGood ? 'ok' : 'not ok'} ${count} - ${guest}: ${outcomes.length} faults of ${what}`);
+    const slowest = Math.max(...outcomes.map(({ ms }) => ms));
+    console.log(
+      `${isGood ? 'ok' : 'not ok'} ${count} - ${guest}: ${outcomes.length} faults of ${what}, the slowest ${slowest} ms`,
+    );
     for (const line of [...flaws, ...left]) console.log(`  # ${line}`);
     if (!isGood) process.exitCode = 1;
     if (!values.list) continue;
