@@ -571,11 +571,15 @@ bool Launcher::launch_process(Launch& launch, Task& task, Expected& expected) {
   if (!launched && launch.pidfd >= 0) {
     // It may be anywhere between clone3 and its guest. Whoever submitted it reaps it.
     call(__NR_pidfd_send_signal, launch.pidfd, 9 /* SIGKILL */, nullptr, 0);
-    // Before its execve it has our memory, and this launch's report in it.
+    // Before its execve it has our memory, and this launch's report in it: whatever becomes of
+    // the waiting, there is no going on before its end.
     struct pollfd ended {
       launch.pidfd, POLLIN, 0
     };
-    sys::call_retry(__NR_ppoll, &ended, 1, nullptr, nullptr, 8);
+    while (call(__NR_ppoll, &ended, 1, nullptr, nullptr, 8) < 0) {
+      constexpr struct { long seconds, nanoseconds; } pause{0, 1'000'000};
+      call(__NR_nanosleep, &pause, nullptr);
+    }
   }
   return launched;
 }
