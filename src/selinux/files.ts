@@ -166,6 +166,7 @@ const remedies: Readonly<Record<string, string>> = {
 /** Written whole or not at all. */
 function writeEntry(path: string, entry: Entry): void {
   const unfinished = `${path}.${process.pid}`;
+  rmSync(unfinished, { force: true }); // of one that died here with this number: in a container each start has the same
   writeFileSync(unfinished, JSON.stringify(entry), { mode: 0o600, flag: 'wx' });
   renameSync(unfinished, path);
 }
