@@ -232,7 +232,7 @@ Launcher::~Launcher() {
     if (task->thread.joinable()) {
       task->thread.join();
     } else if (task->pid > 0) {
-      sys::call_retry(__NR_wait4, task->pid, nullptr, 0x40000000 /* __WALL */, nullptr);
+      sys::reap(task->pid);
     }
   }
   for (const SocketPool& pool : socket_pools_) {

@@ -68,9 +68,6 @@ SysError write_proc(const char* name, int proc, const char* path, const char* te
   return check(name, call(__NR_write, owned.get(), text, size));
 }
 
-/// Helper tasks have no exit signal: nobody but us hears of their end (__WALL).
-void reap(long pid) { sys::call_retry(__NR_wait4, pid, nullptr, 0x40000000 /* __WALL */, nullptr); }
-
 /// "<inside> <outside> 1", the one line of a uid or gid map.
 struct MapLine {
   char text[40];
@@ -169,7 +166,7 @@ Result<int> make_user_namespace(int proc, const UserMaps& maps, std::span<std::b
   holder.forbid_namespaces = maps.forbid_namespaces && !error;
   holder.go.store(1, std::memory_order_release);
   sys::futex_wake(holder.go, 1);
-  reap(pid);
+  sys::reap(pid);
   if (!error) {
     error = holder.error;
   }
@@ -302,7 +299,7 @@ Result<int> make_network_namespace(const Host& host, std::span<std::byte> stack)
   if (pid < 0) {
     return check("clone3(CLONE_NEWNET)", pid);
   }
-  reap(pid);
+  sys::reap(pid);
   return birth.fd < 0 ? Result<int>(check("open(/proc/thread-self/ns/net)", birth.fd))
                       : static_cast<int>(birth.fd);
 }

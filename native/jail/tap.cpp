@@ -151,11 +151,10 @@ SysError refuse_advertisements(const Host& host, const char* name) {
 }
 
 /// Addresses and routes last: they need a link that is up.
-SysError set_up(const Host& host, const casemate_tap& wanted) {
+SysError set_up(const Host& host, const casemate_tap& wanted, Routes& routes) {
   if (SysError error = refuse_advertisements(host, wanted.name)) {
     return error;
   }
-  Routes routes;
   if (SysError error = routes.open()) {
     return error;
   }
@@ -201,15 +200,27 @@ SysError set_up(const Host& host, const casemate_tap& wanted) {
   return {};
 }
 
+/// What is done in the namespace. What that opens stands here, and not with who does it: he shares
+/// our descriptors, and one that is killed on the way closes none.
+struct Visit {
+  const Host& host;
+  const casemate_tap& wanted;
+  int network;
+  Fd tap{};
+  Routes routes{};
+  SysError error{"clone3", EOWNERDEAD};
+};
+
 /// In the namespace: the tap itself, or one end of an existing one.
-Result<int> open_tap(const Host& host, const casemate_tap& wanted) {
+SysError open_tap(Visit& visit) {
+  const casemate_tap& wanted = visit.wanted;
   // By a descriptor of the host's /dev, as the launcher's own root is an empty one.
-  long opened =
-      call(__NR_openat, host.dev.get(), "net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
+  long opened = call(__NR_openat, visit.host.dev.get(), "net/tun",
+                     O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
   if (opened < 0) {
     return check("open(/dev/net/tun)", opened);
   }
-  Fd tap(static_cast<int>(opened));
+  visit.tap.reset(static_cast<int>(opened));
   const bool is_new = (wanted.flags & CASEMATE_TAP_EXISTING) == 0;
   struct ifreq request {};
   copy_name(request.ifr_name, wanted.name);
@@ -220,47 +231,39 @@ Result<int> open_tap(const Host& host, const casemate_tap& wanted) {
     request.ifr_flags = static_cast<short>(request.ifr_flags | IFF_TUN_EXCL);
   } else {
     // Without one of this name, TUNSETIFF would make it.
-    Routes routes;
-    if (SysError error = routes.open()) {
+    if (SysError error = visit.routes.open()) {
       return error;
     }
-    if (Result<int> index = routes.index_of(wanted.name); !index) {
+    if (Result<int> index = visit.routes.index_of(wanted.name); !index) {
       return index.error();
     }
   }
-  if (long result = call(__NR_ioctl, tap.get(), TUNSETIFF, &request); result < 0) {
+  if (long result = call(__NR_ioctl, visit.tap.get(), TUNSETIFF, &request); result < 0) {
     return check("ioctl(TUNSETIFF)", result);
   }
-  if (long result = call(__NR_ioctl, tap.get(), TUNSETVNETHDRSZ, &header_size); result < 0) {
+  if (long result = call(__NR_ioctl, visit.tap.get(), TUNSETVNETHDRSZ, &header_size); result < 0) {
     return check("ioctl(TUNSETVNETHDRSZ)", result);
   }
   if (is_new) {
-    if (SysError error = set_up(host, wanted)) {
+    if (SysError error = set_up(visit.host, wanted, visit.routes)) {
       return error;
     }
   }
   if ((wanted.flags & CASEMATE_TAP_PERSISTENT) != 0) {
     // Last, so that one that could not be set up is gone with its descriptor.
-    if (long result = call(__NR_ioctl, tap.get(), TUNSETPERSIST, 1); result < 0) {
+    if (long result = call(__NR_ioctl, visit.tap.get(), TUNSETPERSIST, 1); result < 0) {
       return check("ioctl(TUNSETPERSIST)", result);
     }
   }
-  return tap.release();
+  return {};
 }
-
-struct Visit {
-  const Host& host;
-  const casemate_tap& wanted;
-  int network;
-  Result<int> made = SysError{"clone3", EOWNERDEAD};
-};
 
 void visit(void* argument) {
   auto& visit = *static_cast<Visit*>(argument);
   const SysError error = visit.network < 0
                              ? SysError{}
                              : check("setns(net)", call(__NR_setns, visit.network, CLONE_NEWNET));
-  visit.made = error ? Result<int>(error) : open_tap(visit.host, visit.wanted);
+  visit.error = error ? error : open_tap(visit);
   call(__NR_exit_group, 0);
 }
 
@@ -277,8 +280,8 @@ Result<int> make_tap(const Host& host, const casemate_tap& wanted, int network,
   if (pid < 0) {
     return check("clone3", pid);
   }
-  sys::call_retry(__NR_wait4, pid, nullptr, 0x40000000 /* __WALL */, nullptr);
-  return there.made;
+  sys::reap(pid);
+  return there.error ? Result<int>(there.error) : there.tap.release();
 }
 
 } // namespace casemate::jail

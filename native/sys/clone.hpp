@@ -44,4 +44,13 @@ inline long clone3(const CloneArguments& arguments, void (*entry)(void*), void* 
   return result;
 }
 
+/// Waits for the end of a task that shares our memory, whatever becomes of the waiting. __WALL: it
+/// has no exit signal, so that nobody but us hears of its end. wait4(2)
+inline void reap(long pid) {
+  constexpr long no_child = -10; // ECHILD
+  for (long result = 0; result != pid && result != no_child;) {
+    result = call(__NR_wait4, pid, nullptr, 0x40000000 /* __WALL */, nullptr);
+  }
+}
+
 } // namespace casemate::sys

@@ -3,8 +3,9 @@
  *
  * Runs a program whose every system call asks this one first, by a filter that all which comes of
  * it inherits: a launched monitor from its birth on. The program says on descriptor 3, in a line,
- * which call is to fail and how: "<which> <number> <error>\n"; `which` is `born` for the calls of
- * the next process that is born, `task` for those of the threads that launch; 0 is no call; an
+ * which call is to fail and how: "<which> <number> <error>\n"; `which` is `first` for the calls of
+ * the next process that is born, `second` for those of the one behind it, `task` for those of the
+ * threads that launch; 0 is no call; an
  * error of -9 kills the process at the call instead. It reads on descriptor 4 what came of it,
  * after an empty line: "<calls that were counted> <the one that failed, or -1> <its second
  * argument>\n", which is what an ioctl(2) asks for.
@@ -56,6 +57,7 @@ static struct {
   int of_born; /* or of the threads that launch */
   long number; /* of the call, from 1 on */
   long error;
+  int others; /* that are born before it */
   pid_t born; /* the process whose calls are counted */
   long counted;
   long failed;
@@ -110,7 +112,8 @@ static void obey(char* line) {
   }
   char* rest = strchr(line, ' ');
   memset(&order, 0, sizeof order);
-  order.of_born = strncmp(line, "born", 4) == 0;
+  order.of_born = strncmp(line, "task", 4) != 0;
+  order.others = strncmp(line, "second", 6) == 0;
   order.failed = -1;
   order.number = strtol(rest, &rest, 10);
   order.error = strtol(rest, &rest, 10);
@@ -140,7 +143,7 @@ static int is_ordered(const struct seccomp_notif* asked) {
     if (process < 0 || process == program_pid) {
       return 0;
     }
-    if (is_new(process) && order.born == 0) {
+    if (is_new(process) && order.born == 0 && order.others-- == 0) {
       order.born = process;
     }
     if (order.born != process) {

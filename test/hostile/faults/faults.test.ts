@@ -8,7 +8,7 @@ import { failEach, faults, flaw, type GuestName, type Whose } from './faults.js'
 const { serial: test } = requires('kvm', 'root', 'programs');
 
 for (const [guest, whose, title] of [
-  ['a bare-metal guest', 'born', 'a call of the process of a bare-metal guest that fails'],
+  ['a bare-metal guest', 'monitor', 'a call of the process of a bare-metal guest that fails'],
   ['a bare-metal guest', 'task', 'a call of the launcher that fails'],
 ] as const satisfies readonly [GuestName, Whose, string][]) {
   test(`${title} is told at once and as what it is, and leaves nothing`, async (t) => {
@@ -23,7 +23,7 @@ for (const [guest, whose, title] of [
     );
     t.deepEqual(left, []);
     // Every step of the child that fails is one.
-    if (whose === 'born') t.true(outcomes.some(({ error }) => error?.code === 'ERR_CASEMATE_LAUNCH_STEP'));
+    if (whose === 'monitor') t.true(outcomes.some(({ error }) => error?.code === 'ERR_CASEMATE_LAUNCH_STEP'));
     t.true(outcomes.some(({ error }) => error !== undefined));
   });
 }

@@ -12,8 +12,8 @@ import { program } from '../../helpers/programs.js';
 export const faults = ['EPERM', 'ENOMEM', 'EMFILE', 'EAGAIN', 'EINTR', 'SIGKILL'] as const;
 export type Fault = (typeof faults)[number];
 
-/** Whose calls: of the process that is born for a launch, or of the threads that launch. */
-export type Whose = 'born' | 'task';
+/** Whose calls: of the monitor-to-be, of the process that makes its tap, or of the threads that launch. */
+export type Whose = 'monitor' | 'helper' | 'task';
 
 /** What came of a launch of which one call failed. */
 export interface Outcome {
@@ -73,7 +73,9 @@ export async function failEach(
     const before = labels();
     const options = { console: 'ignore', timeoutMs: 20_000, ...${guests[guest]} };
     const answer = Buffer.alloc(64);
-    const order = (number, error) => writeSync(3, '${whose} ' + number + ' ' + error + '\\n');
+    // Where there is a tap, who makes it is born first.
+    const which = { task: 'task', helper: 'first', monitor: options.network ? 'second' : 'first' }.${whose};
+    const order = (number, error) => writeSync(3, which + ' ' + number + ' ' + error + '\\n');
     const failedCall = () => {
       writeSync(3, '\\n');
       const [, call, request] = answer.toString('latin1', 0, readSync(4, answer)).split(' ').map(Number);
@@ -152,11 +154,24 @@ function nameOf(call: number, request: number): string {
   return `ioctl(${(isKvm ? requests[request & 0xff] : undefined) ?? `0x${request.toString(16)}`})`;
 }
 
-/** Without these no VM starts: each of them has to have failed, or the rest shows less than it says. */
-export const neededRequests: Readonly<Record<GuestName, readonly string[]>> = {
-  'a bare-metal guest': [],
-  'a Linux guest': [],
+const anyGuest = [
+  'KVM_CREATE_VM',
+  'KVM_SET_USER_MEMORY_REGION',
+  'KVM_ENABLE_CAP',
+  'KVM_CREATE_VCPU',
+  'KVM_SET_CPUID2',
+  'KVM_RUN',
+];
+
+/** Without these no VM starts, on whatever host: each of them fails once, or the rest shows less than it says. */
+const neededRequests: Readonly<Record<GuestName, readonly string[]>> = {
+  'a bare-metal guest': anyGuest,
+  'a Linux guest': [...anyGuest, 'KVM_X86_SET_MSR_FILTER', 'KVM_SET_MSRS', 'KVM_IOEVENTFD'],
 };
+
+/** Those that have not failed where each call of a monitor was to. */
+export const sparedRequests = (guest: GuestName, outcomes: readonly Outcome[]): string[] =>
+  neededRequests[guest].filter((name) => !outcomes.some(({ call }) => call === `ioctl(${name})`));
 
 /** What is wrong with an outcome, or undefined where it is as it should be: prompt, typed, and true. */
 export function flaw({ error, exit, fault, ms }: Outcome): string | undefined {
