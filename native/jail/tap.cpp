@@ -132,7 +132,7 @@ SysError add_route(Routes& routes, int index, const casemate_route& route) {
 
 /// A guest is a neighbour of its namespace, not its router: what it advertises as one is
 /// not to become a route there. ENOENT where the kernel has no IPv6.
-SysError refuse_advertisements(const Host& host, const char* name) {
+SysError refuse_advertisements(const Host& host, const char* name, Fd& file) {
   char path[64] = "sys/net/ipv6/conf/";
   std::size_t size = std::strlen(path);
   for (const char* from = name; *from != '\0'; ++from) {
@@ -146,13 +146,27 @@ SysError refuse_advertisements(const Host& host, const char* name) {
   if (fd < 0) {
     return check("open(accept_ra)", fd);
   }
-  Fd owned(static_cast<int>(fd));
-  return check("write(accept_ra)", call(__NR_write, owned.get(), "0", 1));
+  file.reset(static_cast<int>(fd));
+  return check("write(accept_ra)", call(__NR_write, file.get(), "0", 1));
 }
 
+/// What is done in the namespace. What that opens stands here, and not with who does it: he shares
+/// our descriptors, and one that is killed on the way closes none.
+struct Visit {
+  const Host& host;
+  const casemate_tap& wanted;
+  int network;
+  Fd tap{};
+  Fd setting{};
+  Routes routes{};
+  SysError error{"clone3", EOWNERDEAD};
+};
+
 /// Addresses and routes last: they need a link that is up.
-SysError set_up(const Host& host, const casemate_tap& wanted, Routes& routes) {
-  if (SysError error = refuse_advertisements(host, wanted.name)) {
+SysError set_up(Visit& visit) {
+  const casemate_tap& wanted = visit.wanted;
+  Routes& routes = visit.routes;
+  if (SysError error = refuse_advertisements(visit.host, wanted.name, visit.setting)) {
     return error;
   }
   if (SysError error = routes.open()) {
@@ -200,17 +214,6 @@ SysError set_up(const Host& host, const casemate_tap& wanted, Routes& routes) {
   return {};
 }
 
-/// What is done in the namespace. What that opens stands here, and not with who does it: he shares
-/// our descriptors, and one that is killed on the way closes none.
-struct Visit {
-  const Host& host;
-  const casemate_tap& wanted;
-  int network;
-  Fd tap{};
-  Routes routes{};
-  SysError error{"clone3", EOWNERDEAD};
-};
-
 /// In the namespace: the tap itself, or one end of an existing one.
 SysError open_tap(Visit& visit) {
   const casemate_tap& wanted = visit.wanted;
@@ -245,7 +248,7 @@ SysError open_tap(Visit& visit) {
     return check("ioctl(TUNSETVNETHDRSZ)", result);
   }
   if (is_new) {
-    if (SysError error = set_up(visit.host, wanted, visit.routes)) {
+    if (SysError error = set_up(visit)) {
       return error;
     }
   }

@@ -65,12 +65,15 @@ export async function failEach(
     import { leaks } from '${new URL('../../helpers/leaks.js', import.meta.url)}';
     import { follow, kernel, powerOff } from '${new URL('../../helpers/kernels.js', import.meta.url)}';
     import { has } from '${new URL('../../helpers/capabilities.js', import.meta.url)}';
+    import { ifThere, within } from '${new URL('../../helpers/proc.js', import.meta.url)}';
     import { fileContext, isEnabled } from 'casemate/selinux';
     const folder = mkdtempSync(join(tmpdir(), 'casemate-faults-'));
     const [shared, disk] = ['shared', 'disk'].map((name) => join(folder, name));
     for (const path of [shared, disk]) writeFileSync(path, Buffer.alloc(4096));
     const labels = () => (isEnabled() ? [disk].map(fileContext) : []);
     const before = labels();
+    // Of root's VMs with limits: nobody else has any meanwhile.
+    const cgroups = () => (ifThere(() => readdirSync('/sys/fs/cgroup/casemate')) ?? []).filter((name) => !name.includes('.'));
     const options = { console: 'ignore', timeoutMs: 20_000, ...${guests[guest]} };
     const answer = Buffer.alloc(64);
     // Where there is a tap, who makes it is born first.
@@ -116,6 +119,8 @@ export async function failEach(
     await warmUp();
     await (await launch(options)).exited;
     const left = await leaks(all);
+    if (options.limits !== undefined && !(await within(10_000, () => cgroups().length === 0)))
+      left.push(...cgroups().map((name) => '+ cgroup: ' + name));
     for (const [i, label] of labels().entries()) if (label !== before[i]) left.push('+ label: ' + label);
     rmSync(folder, { recursive: true });
     tell({ outcomes, left });`;
