@@ -115,7 +115,8 @@ const stoppedBy: readonly (readonly [layers: readonly LayerName[], tries: readon
   [['ipcNamespace'], ['attach shared memory of the host', 'ask for a message queue of the host']],
   [['ipcNamespace', 'landlock'], ['open a POSIX message queue of the host']],
   [['keyring'], ['find a key of the host']],
-  [['rlimits'], ['raise its limit of file sizes', 'take 300 descriptors', 'write a file in memory']],
+  // Whoever has the capability raises any limit again: that is up to two layers together.
+  [['rlimits'], ['take 300 descriptors', 'write a file in memory']],
   [['capabilities'], ['keep capabilities', 'have a capability in any set']],
 ];
 
@@ -151,6 +152,7 @@ const stoppedByFilter: readonly string[] = [
   'set its label',
   'map memory',
   'map memory for code',
+  'make an io_uring',
   "change the flags of its guest's file",
   "lock its guest's file",
   'change the flags of /dev/null',
@@ -173,7 +175,7 @@ function layersOnly(layer: LayerName): readonly string[] {
 /** What not every kernel and host has, so that no jail is needed to stop it. */
 const mayBeAbsent: readonly RegExp[] = [
   /^load |^unload |^get (all|a) ports?$|crypto|vsock|list the mounts|hide memory|set its label|quota/,
-  /^raise its limit of|terminal$/,
+  /^raise its limit of|terminal$|^reach a cloud's metadata$/,
   /^\/|service account/,
 ];
 
