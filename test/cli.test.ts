@@ -1,13 +1,13 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { builtFile } from '#lib/native.js';
 import { requires, root } from './helpers/index.js';
 import { echo, follow, kernel, out, powerOff, print, printString } from './helpers/kernels.js';
-import { patiently } from './helpers/proc.js';
+import { childrenOf, ifThere, patiently, readProc } from './helpers/proc.js';
 
 const MAIN = join(root, 'lib/cli/main.js');
 
@@ -79,17 +79,14 @@ function guest(t: ExecutionContext, name: keyof typeof GUESTS): string {
   return file(t, `${name}.bin`, Buffer.from(GUESTS[name].replaceAll(' ', ''), 'hex'));
 }
 
-/** All processes below one, by their parents' word. */
+/** All processes below one, by their parents' word. Some end meanwhile. */
 function descendants(pid: number): number[] {
-  const children = readdirSync(`/proc/${pid}/task`).flatMap((task) =>
-    readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').split(' ').filter(Boolean).map(Number),
-  );
-  return children.flatMap((child) => [child, ...descendants(child)]);
+  return (ifThere(() => childrenOf(pid)) ?? []).flatMap((child) => [child, ...descendants(child)]);
 }
 
 function monitorOf(child: ChildProcess): number {
   const found = descendants(child.pid as number).find(
-    (pid) => readFileSync(`/proc/${pid}/comm`, 'utf8') === 'casemate-vmm\n',
+    (pid) => ifThere(() => readProc(pid, 'comm')) === 'casemate-vmm\n',
   );
   if (found === undefined) throw new Error('no monitor');
   return found;
