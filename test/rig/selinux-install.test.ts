@@ -118,7 +118,10 @@ async function commands(t: ExecutionContext): Promise<void> {
   t.regex((await lines.next()).value, /^Denials from now on, by audit/);
   // No program but the monitor is a way into its domain.
   spawnSync('runcon', ['unconfined_u:unconfined_r:casemate_vmm_t:s0:c1,c2', '/bin/true']);
-  t.regex((await lines.next()).value, /^denied: A monitor \(s0:c1,c2, process \d+\) tried to be started from .*bin_t:s0$/);
+  t.regex(
+    (await lines.next()).value,
+    /^denied: A monitor \(s0:c1,c2, process \d+\) tried to be started from .*bin_t:s0$/,
+  );
   t.regex((await lines.next()).value, /granted by \(allow casemate_vmm_t bin_t \(file \(entrypoint\)\)\)$/);
   t.regex((await lines.next()).value, /^ {2}! Every program with that label/);
   following.kill('SIGINT');
