@@ -1,5 +1,6 @@
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync } from 'node:fs';
 import { relative } from 'node:path';
+import { descendantsOf, ifThere, patience, readProc } from './build/test/helpers/proc.js';
 
 // The rig brings this file along, and is the only place where its own tests run.
 const inRig = process.env.CASEMATE_RIG !== undefined;
@@ -8,29 +9,14 @@ const inRig = process.env.CASEMATE_RIG !== undefined;
  * For so long no test of any file may begin or end, or those that run have failed. The slowest takes 10 s on a machine
  * that is busy with others; the rig has limits of its own.
  */
-const limitMs = Math.min(240_000, 60_000 * Number(process.env.CASEMATE_PATIENCE ?? 1));
-
-/** Nothing, of a process that is gone. */
-const ifThere = (call) => {
-  try {
-    return call();
-  } catch {
-    return undefined;
-  }
-};
-const read = (path) => ifThere(() => readFileSync(path, 'utf8').trim()) ?? '';
-const threadsOf = (pid) =>
-  (ifThere(() => readdirSync(`/proc/${pid}/task`)) ?? []).map((thread) => `/proc/${pid}/task/${thread}`);
-
-/** All processes below one, with their depth. */
-const descendants = (pid, depth = 1) =>
-  threadsOf(pid)
-    .flatMap((thread) => read(`${thread}/children`).split(' ').filter(Boolean).map(Number))
-    .flatMap((child) => [{ pid: child, depth }, ...descendants(child, depth + 1)]);
+const limitMs = Math.min(240_000, 60_000 * patience);
 
 /** What the threads of a process wait for. proc_pid_wchan(5) */
 const waiting = ({ pid, depth }) => {
-  const threads = threadsOf(pid).map((thread) => `${read(`${thread}/comm`)} in ${read(`${thread}/wchan`)}`);
+  const read = (thread, name) => ifThere(() => readProc(pid, `task/${thread}/${name}`).trim()) ?? '';
+  const threads = (ifThere(() => readdirSync(`/proc/${pid}/task`)) ?? []).map(
+    (thread) => `${read(thread, 'comm')} in ${read(thread, 'wchan')}`,
+  );
   return `${'  '.repeat(depth)}${pid}: ${threads.join(', ')}`;
 };
 
@@ -44,7 +30,7 @@ async function observeRun({ events }) {
   const limit = setTimeout(() => {
     for (const [file, [...titles]] of begun)
       console.log(`not ok - ${relative('.', file)} hangs, with ${titles.length} tests to go: ${titles.join(', ')}`);
-    const processes = descendants(process.pid);
+    const processes = descendantsOf('self');
     console.log(processes.map(waiting).join('\n'));
     // Not only those of the files: ava waits for whoever else has their output, too.
     for (const { pid } of processes) ifThere(() => process.kill(pid, 'SIGKILL'));

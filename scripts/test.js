@@ -54,7 +54,7 @@ const suites = {
     const { signal } = spawnSync('build/sanitized/casemate-trap', ['once more']);
     const isFound = signal === 'SIGILL' && spawnSync('build/sanitized/casemate-trap').status === 0;
     tally.say(
-      `${isFound ? 'ok' : `not ok`} - a shift that is undefined ends such a program, and one that is not does not`,
+      `${isFound ? 'ok' : 'not ok'} - a shift that is undefined ends such a program, and one that is not does not`,
     );
     return tally;
   },

@@ -7,7 +7,7 @@ import test, { type ExecutionContext } from 'ava';
 import { builtFile } from '#lib/native.js';
 import { requires, root } from './helpers/index.js';
 import { echo, follow, kernel, out, powerOff, print, printString } from './helpers/kernels.js';
-import { childrenOf, ifThere, patiently, readProc } from './helpers/proc.js';
+import { descendantsOf, ifThere, patiently, readProc } from './helpers/proc.js';
 
 const MAIN = join(root, 'lib/cli/main.js');
 
@@ -79,17 +79,12 @@ function guest(t: ExecutionContext, name: keyof typeof GUESTS): string {
   return file(t, `${name}.bin`, Buffer.from(GUESTS[name].replaceAll(' ', ''), 'hex'));
 }
 
-/** All processes below one, by their parents' word. Some end meanwhile. */
-function descendants(pid: number): number[] {
-  return (ifThere(() => childrenOf(pid)) ?? []).flatMap((child) => [child, ...descendants(child)]);
-}
-
 function monitorOf(child: ChildProcess): number {
-  const found = descendants(child.pid as number).find(
-    (pid) => ifThere(() => readProc(pid, 'comm')) === 'casemate-vmm\n',
+  const found = descendantsOf(child.pid as number).find(
+    ({ pid }) => ifThere(() => readProc(pid, 'comm')) === 'casemate-vmm\n',
   );
   if (found === undefined) throw new Error('no monitor');
-  return found;
+  return found.pid;
 }
 
 /** A started guest that has already said something: its VM runs. */

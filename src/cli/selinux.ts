@@ -1,5 +1,6 @@
 import { once } from 'node:events';
-import { adviseOn, type Denial, type DenialAdvice, followDenials, typeOf } from '../selinux/denials.js';
+import { typeOf } from '../selinux/context.js';
+import { adviseOn, type Denial, type DenialAdvice, followDenials } from '../selinux/denials.js';
 import { restoreLabels } from '../selinux/files.js';
 import { checkModule, installModule, removeModule, selinuxStatus } from '../selinux/module.js';
 import type { SelinuxCommand } from './args.js';

@@ -67,6 +67,12 @@ export function formatRange(range: SelinuxRange): string {
 }
 
 /**
+ * The type of a context; a text that is no context itself.
+ * @internal
+ */
+export const typeOf = (context: string): string => context.split(':')[2] ?? context;
+
+/**
  * The categories of a context's high level; none of a text that is no context.
  * @internal
  */

@@ -1,6 +1,6 @@
 import { CasemateError, isSystemError } from '../errors.js';
 import { native } from '../native.js';
-import { categoriesOf } from './context.js';
+import { categoriesOf, typeOf } from './context.js';
 import { types } from './label.js';
 import type { KernelMessages } from './native.js';
 
@@ -106,8 +106,6 @@ export interface DenialAdvice {
   readonly warning: string | undefined;
 }
 
-/** @internal */
-export const typeOf = (context: string): string => context.split(':')[2] ?? context;
 const levelOf = (context: string): string => context.split(':').slice(3).join(':');
 
 const nouns: Readonly<Record<string, string>> = {

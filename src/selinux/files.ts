@@ -15,7 +15,7 @@ import { isSystemError } from '../errors.js';
 import type { NativeFile } from '../jail/native.js';
 import { native } from '../native.js';
 import { deniedOf } from './access.js';
-import { categoriesOf } from './context.js';
+import { categoriesOf, typeOf } from './context.js';
 import { selinuxError } from './host.js';
 import { setLabel, type VmLabel } from './label.js';
 import { isLeased, journal } from './leases.js';
@@ -67,7 +67,7 @@ export class FileLabels {
 
   /** What this process has open for all its VMs: asked once whether those of this domain may read it. */
   shareOwn(descriptor: number): void {
-    const key = `${descriptor} ${this.#label.context.split(':')[2]}`;
+    const key = `${descriptor} ${typeOf(this.#label.context)}`;
     if (ownShared.has(key)) return;
     this.share('options.guest', "the package's own", descriptor);
     ownShared.add(key);
@@ -135,7 +135,7 @@ const ownShared = new Set<string>();
 const readable = new Set<string>();
 
 function isReadable(source: string, target: string, tclass: 'file' | 'blk_file'): boolean {
-  const key = `${source.split(':')[2]} ${target} ${tclass}`;
+  const key = `${typeOf(source)} ${target} ${tclass}`;
   if (readable.has(key)) return true;
   const isGranted = deniedOf(source, target, tclass, ['read', 'getattr']).length === 0;
   if (isGranted && categoriesOf(target).length === 0 && readable.size < 256) readable.add(key);

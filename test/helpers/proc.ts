@@ -69,6 +69,12 @@ export function childrenOf(pid: Pid): number[] {
     .sort((left, right) => left - right);
 }
 
+/** All processes below one, by their parents' word, with their depth. Some end meanwhile. */
+export function descendantsOf(pid: Pid, depth = 1): { pid: number; depth: number }[] {
+  const children = ifThere(() => childrenOf(pid)) ?? [];
+  return children.flatMap((child) => [{ pid: child, depth }, ...descendantsOf(child, depth + 1)]);
+}
+
 /** For how many nanoseconds the kernel has had a process's first thread on a processor; proc(5), schedstat. */
 export const cpuTimeOf = (pid: number): number => Number(readProc(pid, 'schedstat').split(' ')[0]);
 

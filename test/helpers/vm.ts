@@ -1,13 +1,21 @@
+import { once } from 'node:events';
 import { text } from 'node:stream/consumers';
-import { CasemateError, type ErrorCode, type LaunchOptions, launch, type VmExit } from 'casemate';
+import { CasemateError, type ErrorCode, type LaunchOptions, launch, type Vm, type VmExit } from 'casemate';
 import type { ExecutionContext } from './index.js';
-import { patiently } from './proc.js';
+import { patiently, threadStatesOf, within } from './proc.js';
 
 /** What a guest writes, and how it ends. */
 export async function run(options: LaunchOptions): Promise<{ output: string; exit: VmExit }> {
   await using vm = await launch(options);
   const output = await text(vm.console);
   return { output, exit: await vm.exited };
+}
+
+/** Whether the guest `echo` of a VM comes to wait for its input: it has said all that it will, and takes no more time. */
+export async function comesToRest(vm: Vm): Promise<boolean> {
+  vm.console.write('ready');
+  await once(vm.console, 'data');
+  return within(5000, () => threadStatesOf(vm.pid)[0] === 'S');
 }
 
 /** How a VM ends whose time, from launch() on, is over while it runs. */

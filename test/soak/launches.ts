@@ -1,11 +1,11 @@
 /** Many launches in one process, and launches that get into trouble. */
-import { once } from 'node:events';
 import { closeSync, openSync, readdirSync } from 'node:fs';
 import { text } from 'node:stream/consumers';
 import { setTimeout as delay, setImmediate as immediate } from 'node:timers/promises';
 import { CasemateError, launch, type Vm, warmUp } from 'casemate';
 import { flat, guest } from '../helpers/guests.js';
 import { childrenOf, cpuTimeOf, ifThere, isAlive, patience, readProc, within } from '../helpers/proc.js';
+import { comesToRest } from '../helpers/vm.js';
 import { holds, killAll, launchOrError, type Scenario } from './soak.js';
 
 const mebi = 2 ** 20;
@@ -278,10 +278,7 @@ const exits: Scenario = {
   needs: ['kvm'],
   async run({ rounds, done, note }) {
     await using beside = await launch({ guest: guest('echo') });
-    beside.console.write('ready');
-    await once(beside.console, 'data');
-    // It has said all that it will, and waits for its input.
-    holds(await within(5000, () => readProc(beside.pid, 'stat').includes(') S ')), 'The one beside them does not wait');
+    holds(await comesToRest(beside), 'The one beside them does not wait');
     const before = cpuTimeOf(beside.pid);
     const begun = performance.now();
     for (let i = 0; i < rounds; i += 1) {

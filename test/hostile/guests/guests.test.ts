@@ -4,8 +4,8 @@ import { launch, type VmExit } from 'casemate';
 import { guest } from '../../helpers/guests.js';
 import { requires } from '../../helpers/index.js';
 import { kernel, powerOff, print, readMsr, touchMemory, touchPorts, writeMsr } from '../../helpers/kernels.js';
-import { cpuTimeOf, readProc, within } from '../../helpers/proc.js';
-import { run } from '../../helpers/vm.js';
+import { cpuTimeOf } from '../../helpers/proc.js';
+import { comesToRest, run } from '../../helpers/vm.js';
 import { machine, out, realModeVcpu } from '../../kvm/guests.js';
 
 const { serial: test } = requires('kvm');
@@ -54,11 +54,7 @@ test('a guest that leaves its processor all the time ends like any other, and no
 
 test('the time that a guest spends on leaving its processor is on its account, and on nobody else’s', async (t) => {
   await using neighbour = await launch({ guest: guest('echo'), memoryMib });
-  // It has said all that it will when it waits for its input.
-  neighbour.console.write('ready');
-  await once(neighbour.console, 'data');
-  const waits = await within(5000, () => readProc(neighbour.pid, 'stat').includes(') S '));
-  t.true(waits);
+  t.true(await comesToRest(neighbour));
   const before = cpuTimeOf(neighbour.pid);
   const begun = performance.now();
   await using victim = await launch({ guest: hostile, args: ['exits', 'stay'], memoryMib });
