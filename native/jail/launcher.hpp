@@ -1,15 +1,17 @@
 // The launcher: tasks of our own that turn a checked plan into a jailed process.
 //
 // One launcher belongs to one JavaScript environment and ends with it. It has a
-// few launch tasks, which live in a prepared mount namespace, and one that keeps
-// the pools of namespaces full. A task is a thread where the caller is root; a
-// rootless caller's tasks are processes that share our memory and descriptors,
-// for a thread cannot enter a user namespace. Both run the same code, raw system
-// calls only.
+// few launch tasks, which live in a prepared mount namespace, one that checks the
+// monitors that these have started, and one that keeps the pools of namespaces
+// full. A task is a thread where the caller is root; a rootless caller's tasks are
+// processes that share our memory and descriptors, for a thread cannot enter a user
+// namespace. Both run the same code, raw system calls only: launcher.cpp what the
+// tasks are and what they wait for, launch.cpp what becomes of one launch.
 #pragma once
 
 #include "jail/host.hpp"
 #include "jail/namespaces.hpp"
+#include "jail/process_state.hpp"
 #include "jail/readback.hpp"
 #include "jail/steps.hpp"
 #include "sys/fd.hpp"
@@ -21,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <sys/socket.h>
@@ -138,6 +141,18 @@ private:
 
   static constexpr std::size_t stack_size = 64 * 1024;
   static constexpr std::uint32_t max_pooled = 256;
+  static constexpr unsigned no_processor = ~0u;
+
+  /// Of a launch that was handed over.
+  enum Check : std::uint32_t { check_none, check_pending, check_awaited };
+
+  /// As sched_setaffinity(2) has them.
+  struct Processors {
+    std::array<std::uint64_t, 16> mask{}; // 1024 of them; a kernel for more says EINVAL
+    std::size_t size = 0;                 // in bytes, of what is known
+    Processors without(unsigned processor) const;
+    bool operator==(const Processors&) const = default;
+  };
 
   struct Task {
     Launcher* launcher = nullptr;
@@ -148,11 +163,20 @@ private:
     sys::Mapping child_stack; // of what it clones
     std::atomic<std::uint32_t> entered{0};
     sys::SysError error{};       // why it could not enter the launchers' user namespace
+    bool used_pools = false;     // since they were last to be filled again
     bool labels_exec = false;    // what it starts gets the label of its launch
     bool labels_sockets = false; // and so do sockets, which are then made for that launch
     // Of the child that it makes, for as long as that shares our memory.
     Launch* launch = nullptr;
     int slots[CASEMATE_SLOTS]; // ours change when we close what it has its own copies of
+    std::optional<NotDumpable> not_dumpable;
+    Expected expected; // of its monitor
+    // A launch whose monitor is the checking task's to wait for, until that or this one takes
+    // it; and for how long this one, which owns the child's stack, has to wait for its end.
+    std::atomic<Launch*> handed_over{nullptr};
+    std::atomic<std::uint32_t> check{check_none};
+    Processors allowed;      // to it, and to monitors once they are jailed
+    Processors others;       // than Node's, where it keeps to those
     std::span<std::byte> stack() const { return {child_stack.data(), child_stack.size()}; }
   };
 
@@ -167,27 +191,32 @@ private:
   static void enter_as_process(void* task);
   void launch_task(Task& task);
   bool wait_awake(std::uint32_t seen);
-  void sleep_elsewhere(std::uint32_t seen);
+  void sleep_elsewhere(Task& task, std::uint32_t seen);
+  void roam(Task& task);
   void fill_task(Task& task);
+  void check_task(Task& task);
+  bool hand_over(Launch& launch, Task& task);
+  void keep_checker_off(const Task& task);
+  void await_check(Task& task);
+  void see_through(Task& task);
 
   void run(Launch& launch, Task& task);
-  bool launch_process(Launch& launch, Task& task, Expected& expected);
-  bool run_launcher_steps(Launch& launch, Task& task, Expected& expected);
-  sys::SysError run_launcher_step(const casemate_step* step, Launch& launch, Task& task,
-                                  Expected& expected);
+  bool start_process(Launch& launch, Task& task);
+  void conclude(Launch& launch, Task& task, bool launched);
+  bool run_launcher_steps(Launch& launch, Task& task);
+  sys::SysError run_launcher_step(const casemate_step* step, Launch& launch, Task& task);
   sys::SysError clear_labels(Task& task);
   bool send_configuration(Launch& launch);
   static void run_child(void* task);
   bool sleeps_until_exec(const Launch& launch) const;
   bool clone(Launch& launch, Task& task);
-  bool await_monitor(Launch& launch, const Expected& expected);
+  bool await_monitor(Launch& launch, const Task& task);
   bool receive_announcement(Launch& launch);
   sys::SysError take_socket_pair(const casemate_socket_pair& pair, const Task& task,
                                  int (&ends)[2]);
   bool make_socket_pair(SocketPool& pool);
   void finish(Launch* launch);
   bool watch(const Launch& launch);
-  void tell();
   void refill_below_half(std::uint32_t left);
 
   sys::Result<UserNamespace> take_user_namespace(Task& task);
@@ -197,6 +226,10 @@ private:
   LauncherOptions options_;
   long process_ = sys::call(__NR_getpid); // Node's
   sys::Fd done_event_;
+  sys::Fd handed_over_;          // epoll: control sockets of launches handed over, and
+  sys::Fd stop_checking_;        // an eventfd
+  std::atomic<long> checker_{0}; // thread id
+  std::atomic<unsigned> checker_off_{no_processor};
   std::vector<std::unique_ptr<Task>> tasks_;
 
   sys::TaskMutex mutex_; // guards all below
