@@ -1,5 +1,6 @@
 #include "machine/boot.hpp"
 
+#include "machine/extents.hpp"
 #include "machine/layout.hpp"
 #include "machine/paging.hpp"
 #include "machine/system_page.hpp"
@@ -104,7 +105,9 @@ ImageError load_guest(const BootSource& source, const GuestMemory& memory, Entry
     return error;
   }
   build_system_page(*reinterpret_cast<SystemPage*>(memory.at(system_page_address, page_size)));
-  build_page_tables(memory, layout.guard, source.has_huge_pages);
+  const std::uint64_t mapped_end =
+      source.has_memory_on_demand ? extent_of(memory, layout.heap - 1)->end : memory.end();
+  build_page_tables(memory, mapped_end, layout.guard, source.has_huge_pages);
   if (auto error = write_boot_info(source, memory, layout)) {
     return error;
   }
@@ -117,7 +120,7 @@ ImageError load_guest(const BootSource& source, const GuestMemory& memory, Entry
   }
 
   // As after a call: the return address is the 8 bytes of zeros below the alignment.
-  entry = {image.entry, layout.boot_info - 8, layout.boot_info};
+  entry = {image.entry, layout.boot_info - 8, layout.boot_info, mapped_end};
   return {};
 }
 
@@ -175,6 +178,19 @@ kvm_sregs entry_system_registers(std::uint32_t cpl, bool is_amd) {
   // or on toggles a static key of the host's kernel.
   sregs.apic_base = 0xfee00900;
   return sregs;
+}
+
+void return_from_exception(const ExceptionFrame& frame, bool is_amd, kvm_regs& regs,
+                           kvm_sregs& sregs) {
+  regs.rip = frame.rip;
+  regs.rsp = frame.rsp;
+  regs.rflags = frame.rflags;
+  // The frame has their selectors: there are no others that it could run with. KVM says of an
+  // AMD's task that it is busy, also where it is not.
+  const kvm_sregs entry = entry_system_registers(3, is_amd);
+  sregs.cs = entry.cs;
+  sregs.ss = entry.ss;
+  sregs.tr = entry.tr;
 }
 
 } // namespace casemate::machine

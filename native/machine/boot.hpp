@@ -5,6 +5,7 @@
 #include "kvm/abi.h"
 #include "machine/guest_memory.hpp"
 #include "machine/image.hpp"
+#include "machine/system_page.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -24,6 +25,8 @@ struct BootSource {
   std::span<const std::byte> arguments{};
   std::uint32_t cpl = 3;
   bool has_huge_pages = false; // 1 GiB, by the guest's CPUID
+  /// Not mapped beyond the extent that the last of the above lies in.
+  bool has_memory_on_demand = false;
 };
 
 /// Where the guest starts.
@@ -31,6 +34,7 @@ struct Entry {
   std::uint64_t rip = 0;
   std::uint64_t rsp = 0;
   std::uint64_t boot_info = 0;
+  std::uint64_t mapped_end = 0; // of memory, not of an image
 };
 
 /// `memory` has never been written to.
@@ -40,5 +44,9 @@ kvm_regs entry_registers(const Entry& entry);
 
 /// Long mode at CPL 3 or 0 with paging, SSE on, interrupts off.
 kvm_sregs entry_system_registers(std::uint32_t cpl, bool is_amd);
+
+/// From the registers in a handler to those with which a guest at CPL 3 goes on behind it.
+void return_from_exception(const ExceptionFrame& frame, bool is_amd, kvm_regs& regs,
+                           kvm_sregs& sregs);
 
 } // namespace casemate::machine

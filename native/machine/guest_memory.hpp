@@ -29,6 +29,9 @@ public:
   /// RAM from 4 GiB on.
   std::uint64_t high_size() const { return size_ - low_size(); }
 
+  /// Behind the last byte of RAM.
+  std::uint64_t end() const { return high_size() > 0 ? hole_end + high_size() : low_size(); }
+
   /// The memory of `length` bytes at `address`, or null where a single one of them is
   /// not RAM. Anything is safe to ask.
   std::byte* at(std::uint64_t address, std::uint64_t length) const {

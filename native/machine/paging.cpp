@@ -1,6 +1,6 @@
 #include "machine/paging.hpp"
 
-#include <cstddef>
+#include <algorithm>
 
 namespace casemate::machine {
 
@@ -18,55 +18,50 @@ constexpr std::uint64_t table_entry = present | writable | user | accessed;
 // that shadows them has to be told of it by another exit for every page.
 constexpr std::uint64_t page_entry = present | writable | accessed | dirty | large;
 
-class Builder {
-public:
-  Builder(const GuestMemory& memory, std::uint64_t guard, bool has_huge_pages)
-      : memory_(memory), guard_(guard), has_huge_pages_(has_huge_pages) {}
+/// Directories have fixed places, so that what is mapped later finds them: the gigabytes of RAM one
+/// after the other, downwards.
+constexpr std::uint64_t directory_of(std::uint64_t address) {
+  const std::uint64_t index = address / huge_page_size;
+  constexpr std::uint64_t hole = (GuestMemory::hole_end - GuestMemory::hole_start) / huge_page_size;
+  return first_directory_address -
+         (address < GuestMemory::hole_end ? index : index - hole) * page_size;
+}
+static_assert(directory_of(0) == first_directory_address);
 
-  void map(std::uint64_t start, std::uint64_t end) {
-    for (std::uint64_t at = start; at < end; at += huge_page_size) {
-      set(pdpt_address, at / huge_page_size, huge_entry(at, end));
-    }
-  }
-
-  void set(std::uint64_t table, std::uint64_t index, std::uint64_t entry) {
-    memory_.write(table + 8 * index, entry);
-  }
-
-private:
-  std::uint64_t huge_entry(std::uint64_t start, std::uint64_t end) {
-    const bool is_uniform = start != 0 && start + huge_page_size <= end &&
-                            (guard_ < start || guard_ >= start + huge_page_size);
-    return is_uniform && has_huge_pages_ ? start | page_entry | user
-                                         : directory(start, end) | table_entry;
-  }
-
-  std::uint64_t directory(std::uint64_t start, std::uint64_t end) {
-    const std::uint64_t table = next_directory_;
-    next_directory_ -= page_size;
-    for (std::uint64_t index = 0; index < 512; ++index) {
-      const std::uint64_t page = start + index * large_page_size;
-      if (page < end && page != guard_) {
-        set(table, index, page | page_entry | (page == 0 ? 0 : user));
-      }
-    }
-    return table;
-  }
-
-  const GuestMemory& memory_;
-  std::uint64_t guard_;
-  bool has_huge_pages_;
-  std::uint64_t next_directory_ = first_directory_address;
-};
+void set(const GuestMemory& memory, std::uint64_t table, std::uint64_t index, std::uint64_t entry) {
+  memory.write(table + 8 * index, entry);
+}
 
 } // namespace
 
-std::uint64_t build_page_tables(const GuestMemory& memory, std::uint64_t guard,
+void map_memory(const GuestMemory& memory, std::uint64_t start, std::uint64_t end,
+                std::uint64_t guard, bool has_huge_pages) {
+  while (start < end) {
+    const std::uint64_t gigabyte = start / huge_page_size * huge_page_size;
+    const std::uint64_t next = std::min(gigabyte + huge_page_size, end);
+    const bool is_uniform =
+        start != 0 && next - start == huge_page_size && (guard < start || guard >= next);
+    std::uint64_t entry = gigabyte | page_entry | user;
+    if (!is_uniform || !has_huge_pages) {
+      const std::uint64_t directory = directory_of(start);
+      for (std::uint64_t page = start; page < next; page += large_page_size) {
+        if (page != guard) {
+          set(memory, directory, page % huge_page_size / large_page_size,
+              page | page_entry | (page == 0 ? 0 : user));
+        }
+      }
+      entry = directory | table_entry;
+    }
+    set(memory, pdpt_address, gigabyte / huge_page_size, entry);
+    start = next;
+  }
+}
+
+std::uint64_t build_page_tables(const GuestMemory& memory, std::uint64_t end, std::uint64_t guard,
                                 bool has_huge_pages) {
-  Builder builder(memory, guard, has_huge_pages);
-  builder.set(pml4_address, 0, pdpt_address | table_entry);
-  builder.map(0, memory.low_size());
-  builder.map(GuestMemory::hole_end, GuestMemory::hole_end + memory.high_size());
+  set(memory, pml4_address, 0, pdpt_address | table_entry);
+  map_memory(memory, 0, std::min(end, memory.low_size()), guard, has_huge_pages);
+  map_memory(memory, GuestMemory::hole_end, end, guard, has_huge_pages);
   return pml4_address;
 }
 

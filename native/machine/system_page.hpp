@@ -84,6 +84,8 @@ inline constexpr std::uint64_t handlers_address =
 inline constexpr std::uint64_t exception_stack_top =
     system_page_address + offsetof(SystemPage, stack) + sizeof(SystemPage::stack);
 
+inline constexpr std::uint32_t page_fault = 14;
+
 /// Exceptions that push an error code.
 constexpr bool has_error_code(std::uint32_t vector) {
   constexpr std::uint32_t vectors = 1u << 8 | 0x1fu << 10 | 1u << 17 | 1u << 21 | 3u << 29;

@@ -1,6 +1,7 @@
 #include "kvm/ioctl.hpp"
 #include "machine/boot.hpp"
 #include "machine/cpuid.hpp"
+#include "machine/extents.hpp"
 #include "machine/layout.hpp"
 #include "machine/paging.hpp"
 #include "machine/system_page.hpp"
@@ -64,34 +65,61 @@ Translation translate(const GuestMemory& memory, std::uint64_t cr3, std::uint64_
   return {};
 }
 
-void check_page_tables(std::uint64_t size, std::uint64_t guard, bool has_huge_pages) {
-  const Ram ram(size);
-  const std::uint64_t cr3 = build_page_tables(ram.memory, guard, has_huge_pages);
-  const std::uint64_t end = ram.memory.high_size() > 0
-                                ? GuestMemory::hole_end + ram.memory.high_size()
-                                : ram.memory.low_size();
-  for (std::uint64_t page = 0; page < end + 4 * large_page_size; page += large_page_size) {
-    const bool is_ram = ram.memory.at(page, large_page_size) != nullptr;
+void check_page_tables(const GuestMemory& memory, std::uint64_t mapped_end, std::uint64_t guard) {
+  for (std::uint64_t page = 0; page < memory.end() + 4 * large_page_size; page += large_page_size) {
+    const bool is_ram = memory.at(page, large_page_size) != nullptr && page < mapped_end;
     const Access expected = !is_ram || page == guard ? Access::None
                             : page == 0              ? Access::Supervisor
                                                      : Access::User;
     for (const std::uint64_t address : {page, page + 0x12345, page + large_page_size - 1}) {
-      const Translation found = translate(ram.memory, cr3, address);
+      const Translation found = translate(memory, pml4_address, address);
       if (found.access != expected || (expected != Access::None && found.physical != address)) {
         unit::fail(__FILE__, __LINE__,
-                   "address " + std::to_string(address) + " of " + std::to_string(size));
+                   "address " + std::to_string(address) + " of " + std::to_string(memory.size()));
         return;
       }
     }
   }
   for (const std::uint64_t address :
-       {end, std::uint64_t{1} << 39, std::uint64_t{1} << 46, ~std::uint64_t{0} << 47}) {
-    CHECK(translate(ram.memory, cr3, address).access == Access::None);
+       {memory.end(), std::uint64_t{1} << 39, std::uint64_t{1} << 46, ~std::uint64_t{0} << 47}) {
+    CHECK(translate(memory, pml4_address, address).access == Access::None);
   }
   // Nothing of it lies where the image will be, or in the system page.
   const std::byte zeros[sizeof(SystemPage)]{};
-  CHECK(std::memcmp(ram.memory.at(system_page_address, sizeof zeros), zeros, sizeof zeros) == 0);
-  CHECK_EQ(static_cast<int>(*ram.memory.at(image_base, 1)), 0);
+  CHECK(std::memcmp(memory.at(system_page_address, sizeof zeros), zeros, sizeof zeros) == 0);
+  CHECK_EQ(static_cast<int>(*memory.at(image_base, 1)), 0);
+}
+
+void check_page_tables(std::uint64_t size, std::uint64_t guard, bool has_huge_pages) {
+  const Ram whole(size);
+  build_page_tables(whole.memory, whole.memory.end(), guard, has_huge_pages);
+  check_page_tables(whole.memory, whole.memory.end(), guard);
+
+  // The same memory comes in parts, the last one first.
+  const Ram parts(size);
+  const std::uint64_t first = extent_of(parts.memory, guard)->end;
+  build_page_tables(parts.memory, first, guard, has_huge_pages);
+  check_page_tables(parts.memory, first, guard);
+  for (std::uint64_t gigabyte = parts.memory.end() / gib + 1; gigabyte-- > 0;) {
+    for (std::uint64_t part = 4; part-- > 0;) {
+      const auto extent = extent_of(parts.memory, gigabyte * gib + part * (gib / 4));
+      if (extent && extent->start >= first) {
+        map_memory(parts.memory, extent->start, extent->end, no_guard, has_huge_pages);
+      }
+    }
+  }
+  if (const auto rest = extent_of(parts.memory, 16 * mib); rest && rest->start >= first) {
+    map_memory(parts.memory, rest->start, rest->end, no_guard, has_huge_pages);
+  }
+  check_page_tables(parts.memory, parts.memory.end(), guard);
+}
+
+/// Of a guest whose image ends below 4 MiB.
+void check_mapped(const GuestMemory& memory, std::uint64_t end) {
+  for (const std::uint64_t address : {end - 1, end, end + 1, memory.end() - 1}) {
+    const bool is_mapped = translate(memory, pml4_address, address).access == Access::User;
+    CHECK_EQ(is_mapped, address < end);
+  }
 }
 
 sys::Fd file_of(const void* bytes, std::size_t size) {
@@ -118,12 +146,59 @@ TEST("all RAM is mapped to itself, the guard and what is not RAM are not") {
 
 TEST("pages of 1 GiB take the place of directories") {
   const Ram ram(3 * gib);
-  build_page_tables(ram.memory, 4 * mib, true);
+  build_page_tables(ram.memory, 3 * gib, 4 * mib, true);
   std::uint64_t entry = 0;
   ram.memory.read(pdpt_address + 8, entry);
   CHECK_EQ(entry & ~0x7full, gib | 0x80);
   ram.memory.read(first_directory_address - page_size, entry);
   CHECK_EQ(entry, 0u); // there is one directory only
+}
+
+TEST("extents are the memory without a gap, and nothing else is one") {
+  // Only asked for addresses: none of it needs to be there.
+  auto* base = reinterpret_cast<std::byte*>(std::uintptr_t{1} << 44);
+  for (const std::uint64_t size :
+       {8 * mib, 16 * mib, 18 * mib, 256 * mib, 258 * mib, 1 * gib, 3 * gib - 2 * mib, 3 * gib,
+        3 * gib + 2 * mib, 5 * gib + 4 * mib, 64 * gib, max_memory_size}) {
+    const GuestMemory memory(base, size);
+    std::uint64_t covered = 0;
+    std::uint64_t last = 0;
+    for (std::uint64_t at = 0; at < memory.end();) {
+      const auto extent = extent_of(memory, at);
+      if (!extent) {
+        CHECK_EQ(at, GuestMemory::hole_start);
+        CHECK(!extent_of(memory, GuestMemory::hole_end - 1));
+        at = GuestMemory::hole_end;
+        continue;
+      }
+      CHECK_EQ(extent->start, at);
+      CHECK(extent->end > at && extent->end - at <= gib && extent->end % large_page_size == 0);
+      CHECK(memory.at(extent->start, extent->end - extent->start) != nullptr);
+      CHECK(extent->number < max_extents && (at == 0 || extent->number > last));
+      const auto same = extent_of(memory, extent->end - 1);
+      CHECK(same && same->number == extent->number && same->start == at);
+      last = extent->number;
+      covered += extent->end - at;
+      at = extent->end;
+    }
+    CHECK_EQ(covered, size);
+    for (const std::uint64_t address :
+         {memory.end(), memory.end() + 1, std::uint64_t{1} << 63, UINT64_MAX - 7, UINT64_MAX}) {
+      CHECK(!extent_of(memory, address));
+    }
+  }
+  // Numbers are those of slots: KVM had 509 of them for long.
+  CHECK_EQ(extent_of(GuestMemory(base, max_memory_size), 257 * gib - 1)->number, max_extents - 1);
+  CHECK(max_extents < 509);
+}
+
+TEST("a small guest has all of its memory from the start, a bigger one what it is loaded with") {
+  CHECK_EQ(extent_of(GuestMemory(nullptr, 16 * mib), 0)->end, 16 * mib);
+  const GuestMemory memory(nullptr, 2 * gib);
+  CHECK_EQ(extent_of(memory, 16 * mib - 1)->end, 16 * mib);
+  CHECK_EQ(extent_of(memory, 16 * mib)->start, 16 * mib);
+  CHECK_EQ(extent_of(memory, 16 * mib)->end, 256 * mib);
+  CHECK_EQ(extent_of(memory, 1 * gib)->end, 2 * gib);
 }
 
 TEST("the layout keeps everything apart and in low memory") {
@@ -284,6 +359,7 @@ TEST("a guest finds its boot information, arguments and input") {
   CHECK_EQ(info.size, sizeof info);
   CHECK_EQ(info.memory_size, 16 * mib);
   CHECK_EQ(info.cpl, 3u);
+  CHECK_EQ(entry.mapped_end, 16 * mib);
   CHECK_EQ(info.heap + info.heap_size, 16 * mib);
   CHECK_EQ(info.high_size, 0u);
   CHECK(entry.rsp > info.stack_low && entry.rsp < entry.boot_info);
@@ -302,6 +378,50 @@ TEST("a guest finds its boot information, arguments and input") {
   CHECK(ram.memory.read(info.arguments + 24, last) && last == 0);
   const std::uint8_t no_seed[32]{};
   CHECK(std::memcmp(info.seed, no_seed, 32) != 0);
+}
+
+TEST("of memory on demand what the guest is loaded with is mapped, and the extent to its end") {
+  const Ram ram(64 * mib + 1 * gib);
+  const std::string input(20 * mib, 'i');
+  const sys::Fd image_file = file_of("\x90", 1);
+  const sys::Fd input_file = file_of(input.data(), input.size());
+  BootSource source;
+  source.image = image_file.get();
+  source.image_size = 1;
+  source.has_memory_on_demand = true;
+  Entry entry;
+  CHECK(!load_guest(source, ram.memory, entry));
+  CHECK_EQ(entry.mapped_end, first_extent_size);
+  check_mapped(ram.memory, entry.mapped_end);
+
+  const Ram more(64 * mib + 1 * gib);
+  source.input = input_file.get();
+  source.input_size = input.size();
+  CHECK(!load_guest(source, more.memory, entry));
+  CHECK_EQ(entry.mapped_end, small_extent_size);
+  check_mapped(more.memory, entry.mapped_end);
+}
+
+TEST("behind an exception a guest goes on where it was, at its own level") {
+  kvm_regs regs{};
+  regs.rax = 1;
+  kvm_sregs sregs = entry_system_registers(3, true);
+  sregs.fs.selector = 0;
+  sregs.cs = entry_system_registers(0, true).cs;
+  sregs.ss.unusable = 1;
+  sregs.cr2 = 5;
+  sregs.tr.type = 11; // as KVM tells it
+  return_from_exception({0x200123, 0x23, 0x10202, 0x7ffff0, 0x1b}, true, regs, sregs);
+  CHECK_EQ(regs.rip, 0x200123u);
+  CHECK_EQ(regs.rsp, 0x7ffff0u);
+  CHECK_EQ(regs.rflags, 0x10202u);
+  CHECK_EQ(regs.rax, 1u);
+  CHECK_EQ(sregs.cr2, 5u);
+  CHECK_EQ(sregs.fs.selector, 0);
+  const kvm_sregs entry = entry_system_registers(3, true);
+  CHECK(std::memcmp(&sregs.cs, &entry.cs, sizeof entry.cs) == 0);
+  CHECK(std::memcmp(&sregs.ss, &entry.ss, sizeof entry.ss) == 0);
+  CHECK(std::memcmp(&sregs.tr, &entry.tr, sizeof entry.tr) == 0);
 }
 
 TEST("input that does not fit, or that ends early, is refused") {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kvm/abi.h"
+#include "machine/extents.hpp"
 #include "vmm/wire.h"
 
 #include <algorithm>
@@ -47,6 +48,11 @@ struct Configuration {
   bool has(casemate_configure_flags flag) const { return (flags & flag) != 0; }
   bool has_device(std::uint32_t type) const {
     return std::ranges::any_of(devices, [type](const auto& device) { return device.type == type; });
+  }
+  /// Whether the guest is given memory when it first touches it: where it is the machine's page
+  /// tables that tell of that, and there is more than the guest starts with.
+  bool has_memory_on_demand() const {
+    return !is_linux() && cpl == 3 && memory_size > machine::first_extent_size;
   }
   bool is_linux() const { return format == CASEMATE_IMAGE_LINUX || format == CASEMATE_IMAGE_PVH; }
 };

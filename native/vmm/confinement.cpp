@@ -57,6 +57,8 @@ constexpr std::uint32_t setup_ioctls[] = {
     KVM_GET_SREGS,   KVM_X86_SET_MSR_FILTER,
 };
 constexpr std::uint32_t guest_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS};
+constexpr std::uint32_t on_demand_ioctls[] = {KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS,
+                                              KVM_SET_USER_MEMORY_REGION};
 
 // Those of Linux guests stand apart: to install a filter costs with its length.
 constexpr std::uint32_t vcpu_ioctls[] = {KVM_RUN, KVM_SIGNAL_MSI, KVM_KVMCLOCK_CTRL, KVM_GET_REGS,
@@ -120,6 +122,12 @@ constexpr auto guest_rules = [] {
                          Rule{__NR_madvise, 2, page_advice});
 };
 
+/// Likewise, of a guest that has not got all of its memory yet. The others do without.
+constexpr auto on_demand_rules = [] {
+  return with_bare_metal(Rule{__NR_pread64, 0, guest_files}, Rule{__NR_ioctl, 1, on_demand_ioctls},
+                         Rule{__NR_madvise, 2, page_advice});
+};
+
 /// The main thread of a Linux guest, while the VM is created; its vCPUs' threads are born
 /// with it.
 constexpr auto linux_setup_rules = [] {
@@ -180,6 +188,7 @@ constexpr auto linux_vcpu_rules = [] {
 
 constexpr auto setup_filter = jail::seccomp::assemble<setup_rules, refused>();
 constexpr auto guest_filter = jail::seccomp::assemble<guest_rules, refused>();
+constexpr auto on_demand_filter = jail::seccomp::assemble<on_demand_rules, refused>();
 constexpr auto linux_setup_filter = jail::seccomp::assemble<linux_setup_rules, refused>();
 constexpr auto linux_loop_filter = jail::seccomp::assemble<linux_loop_rules, refused>();
 constexpr auto linux_disk_filter = jail::seccomp::assemble<linux_disk_rules, refused>();
@@ -233,8 +242,11 @@ sys::SysError confine_setup(const Configuration& configuration) {
 }
 
 sys::SysError confine_guest(const Configuration& configuration) {
-  return configuration.is_linux() ? install(configuration, linux_loop_filter)
-                                  : install(configuration, guest_filter);
+  if (configuration.is_linux()) {
+    return install(configuration, linux_loop_filter);
+  }
+  return configuration.has_memory_on_demand() ? install(configuration, on_demand_filter)
+                                              : install(configuration, guest_filter);
 }
 
 sys::SysError confine_disk_thread() { return jail::seccomp::install(linux_disk_filter); }

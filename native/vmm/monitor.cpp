@@ -11,6 +11,7 @@
 #include "kvm/vm.hpp"
 #include "machine/boot.hpp"
 #include "machine/cpuid.hpp"
+#include "machine/extents.hpp"
 #include "machine/layout.hpp"
 #include "machine/msrs.hpp"
 #include "sys/clock.hpp"
@@ -20,6 +21,7 @@
 #include "vmm/control.hpp"
 #include "vmm/linux.hpp"
 #include "vmm/linux_control.hpp"
+#include "vmm/memory_slots.hpp"
 #include "vmm/runner.hpp"
 #include "vmm/signals.hpp"
 #include "vmm/timeline.hpp"
@@ -66,24 +68,6 @@ machine::GuestMemory map_memory(const Configuration& configuration) {
   return {reinterpret_cast<std::byte*>(machine::round_up(address, machine::large_page_size)), size};
 }
 
-void set_slot(const kvm::VirtualMachine& vm, std::uint32_t slot, std::uint64_t address,
-              std::byte* host, std::uint64_t size) {
-  kvm_userspace_memory_region region{};
-  region.slot = slot;
-  region.guest_phys_addr = address;
-  region.memory_size = size;
-  region.userspace_addr = reinterpret_cast<std::uintptr_t>(host);
-  check(CASEMATE_SETUP_MEMORY, vm.set_user_memory_region(region));
-}
-
-void set_slots(const kvm::VirtualMachine& vm, const machine::GuestMemory& memory) {
-  set_slot(vm, 0, 0, memory.base(), memory.low_size());
-  if (memory.high_size() > 0) {
-    set_slot(vm, 1, machine::GuestMemory::hole_end, memory.base() + memory.low_size(),
-             memory.high_size());
-  }
-}
-
 machine::Entry load(const Configuration& configuration, const machine::GuestMemory& memory) {
   machine::BootSource source;
   source.image = CASEMATE_FD_GUEST;
@@ -95,6 +79,7 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   source.arguments = configuration.arguments;
   source.cpl = configuration.cpl;
   source.has_huge_pages = machine::has_huge_pages(*configuration.cpuid);
+  source.has_memory_on_demand = configuration.has_memory_on_demand();
   machine::Entry entry;
   if (const auto error = machine::load_guest(source, memory, entry)) {
     fail(CASEMATE_SETUP_GUEST, error.system, error.reason);
@@ -129,7 +114,10 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   // In the order that costs least: memory while nothing has to wait for it, then the
   // irqchip, without which creating a vCPU toggles a static key of the host's kernel.
   const machine::GuestMemory memory = map_memory(configuration);
-  set_slots(vm, memory);
+  MemorySlots slots(vm, memory);
+  check(CASEMATE_SETUP_MEMORY, configuration.has_memory_on_demand()
+                                   ? slots.add_below(machine::first_extent_size)
+                                   : slots.add_all());
   timeline.stamp(CASEMATE_STAMP_MEMORY);
 
   check(CASEMATE_SETUP_IRQCHIP, vm.set_tss_addr(tss_address));
@@ -155,7 +143,11 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   // under it, too.
   check(CASEMATE_SETUP_JAIL, confine_guest(configuration));
   timeline.stamp(CASEMATE_STAMP_CONFINED);
-  vcpu.stage_regs(machine::entry_registers(load(configuration, memory)));
+  const machine::Entry entry = load(configuration, memory);
+  if (configuration.has_memory_on_demand()) {
+    check(CASEMATE_SETUP_MEMORY, slots.add_below(entry.mapped_end));
+  }
+  vcpu.stage_regs(machine::entry_registers(entry));
   timeline.stamp(CASEMATE_STAMP_LOADED);
 
   await_run();
@@ -164,7 +156,7 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   const bool has_console = configuration.has(CASEMATE_CONFIGURE_CONSOLE);
   const machine::Console console(has_console ? CASEMATE_FD_CONSOLE_OUT : -1,
                                  has_console ? CASEMATE_FD_CONSOLE_IN : -1, CASEMATE_FD_CONTROL);
-  Runner(vcpu, memory, console, timeline, configuration.has(CASEMATE_CONFIGURE_PAUSED)).run();
+  Runner(configuration, vcpu, memory, slots, console, timeline).run();
 }
 
 } // namespace

@@ -13,12 +13,7 @@ void send_doorbell(const Timeline& timeline) {
   send(doorbell, CASEMATE_EVENT_DOORBELL);
 }
 
-void read_registers(const kvm::Vcpu& vcpu, casemate_exited& exited) {
-  kvm_regs regs{};
-  kvm_sregs sregs{};
-  if (vcpu.get_regs(regs) || vcpu.get_sregs(sregs)) {
-    return;
-  }
+void set_registers(casemate_exited& exited, const kvm_regs& regs, const kvm_sregs& sregs) {
   exited.has_registers = 1;
   exited.registers = {regs.rax,  regs.rbx,  regs.rcx,  regs.rdx,  regs.rsi,  regs.rdi,
                       regs.rsp,  regs.rbp,  regs.r8,   regs.r9,   regs.r10,  regs.r11,
@@ -32,7 +27,11 @@ casemate_exited crash_of(const kvm::Vcpu& vcpu, casemate_exit_reason reason, std
   exited.reason = reason;
   exited.code = code;
   exited.address = address;
-  read_registers(vcpu, exited);
+  kvm_regs regs{};
+  kvm_sregs sregs{};
+  if (!vcpu.get_regs(regs) && !vcpu.get_sregs(sregs)) {
+    set_registers(exited, regs, sregs);
+  }
   return exited;
 }
 

@@ -12,7 +12,7 @@ namespace casemate::vmm {
 /// The guest's first sign of life, which has its stamp already.
 void send_doorbell(const Timeline& timeline);
 
-void read_registers(const kvm::Vcpu& vcpu, casemate_exited& exited);
+void set_registers(casemate_exited& exited, const kvm_regs& regs, const kvm_sregs& sregs);
 
 /// What is told of a guest that went wrong; with its registers.
 casemate_exited crash_of(const kvm::Vcpu& vcpu, casemate_exit_reason reason, std::uint32_t code,

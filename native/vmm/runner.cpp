@@ -1,5 +1,8 @@
 #include "vmm/runner.hpp"
 
+#include "machine/boot.hpp"
+#include "machine/cpuid.hpp"
+#include "machine/paging.hpp"
 #include "machine/system_page.hpp"
 #include "vmm/control.hpp"
 #include "vmm/report.hpp"
@@ -48,7 +51,8 @@ void Runner::handle_io() {
   const auto data = vcpu_.io_data();
   const bool is_out = io.direction == KVM_EXIT_IO_OUT && io.count == 1;
   if (is_out && io.port == machine::fault_port && data.size() == 1) {
-    end_with_fault();
+    handle_exception();
+    return;
   }
   if (!is_out || data.size() != sizeof(std::uint32_t)) {
     report_crash(vcpu_, CASEMATE_EXIT_PROTOCOL, io.port);
@@ -89,27 +93,53 @@ void Runner::ring_doorbell() {
 }
 
 /// An exception handler reported. Which one, says its address; the rest is on its stack.
-void Runner::end_with_fault() {
-  casemate_exited exited{};
-  exited.reason = CASEMATE_EXIT_FAULT;
-  read_registers(vcpu_, exited);
-  const std::uint64_t offset = exited.registers.rip - machine::handlers_address;
-  if (offset >= sizeof(machine::SystemPage::handlers)) {
+void Runner::handle_exception() {
+  kvm_regs regs{};
+  kvm_sregs sregs{};
+  const bool has_registers = !vcpu_.get_regs(regs) && !vcpu_.get_sregs(sregs);
+  const std::uint64_t offset = regs.rip - machine::handlers_address;
+  if (!has_registers || offset >= sizeof(machine::SystemPage::handlers)) {
     // A guest at CPL 0 that uses it itself.
     report_crash(vcpu_, CASEMATE_EXIT_PROTOCOL, machine::fault_port);
   }
+  casemate_exited exited{};
+  exited.reason = CASEMATE_EXIT_FAULT;
   exited.vector = static_cast<std::uint32_t>(offset / sizeof(machine::Handler));
+  exited.address = sregs.cr2;
   machine::ExceptionFrame frame{};
   const std::uint64_t at = machine::exception_stack_top - sizeof frame;
   memory_.read(at, frame);
   if (machine::has_error_code(exited.vector)) {
     memory_.read(at - 8, exited.error_code);
   }
-  exited.address = exited.registers.cr2;
-  exited.registers.rip = frame.rip;
-  exited.registers.rsp = frame.rsp;
-  exited.registers.rflags = frame.rflags;
+  machine::return_from_exception(frame, machine::is_amd(cpuid_), regs, sregs);
+
+  const auto extent = machine::extent_of(memory_, sregs.cr2);
+  if (exited.vector == machine::page_fault && extent && !slots_.has(*extent)) {
+    const sys::SysError error = provide(*extent);
+    if (!error) {
+      // The instruction has done nothing yet, or as much of it as its registers say.
+      vcpu_.stage_regs(regs);
+      vcpu_.stage_sregs(sregs);
+      return;
+    }
+    exited.reason = CASEMATE_EXIT_HOST;
+    exited.code = static_cast<std::uint32_t>(error.number);
+  }
+  set_registers(exited, regs, sregs);
   report_end(exited);
+}
+
+/// Gives the guest memory that it has touched for the first time. Its tables have no entries for
+/// that before, so a page fault tells of it, whatever the instruction: KVM, which would have to
+/// emulate those that find no memory behind their addresses, knows no SSE and no code there.
+sys::SysError Runner::provide(const machine::Extent& extent) {
+  if (auto error = slots_.add(extent)) {
+    return error;
+  }
+  machine::map_memory(memory_, extent.start, extent.end, machine::no_guard,
+                      machine::has_huge_pages(cpuid_));
+  return {};
 }
 
 } // namespace casemate::vmm

@@ -492,6 +492,8 @@ unsigned parse_arguments(const casemate_configure& head, char* text, bool is_lin
   vmm::Configuration configuration;
   configuration.flags = head.flags;
   configuration.format = head.format;
+  configuration.cpl = head.cpl;
+  configuration.memory_size = head.memory_size;
   char* text = reinterpret_cast<char*>(message) + sizeof head +
                head.cpuid_count * sizeof(kvm_cpuid_entry2) +
                head.device_count * sizeof(casemate_device);

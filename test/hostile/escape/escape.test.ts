@@ -61,6 +61,16 @@ test('of all system calls those pass that the documents list, and no others', as
   }
 });
 
+test('slots of memory can be set by monitors that have some left to give, and by no others', async (t) => {
+  const setUserMemoryRegion = 0x4020_ae46;
+  const swept = await sweepAll(setUserMemoryRegion);
+  const allowed = Object.entries(swept).filter(([, { passed }]) => passed.includes(syscalls.ioctl));
+  t.deepEqual(
+    allowed.map(([name]) => name),
+    ['The same, of one with memory on demand'],
+  );
+});
+
 for (const abi of ['i386', 'x32'] as const) {
   test(`a monitor that calls the kernel as ${abi} does is killed`, async (t) => {
     t.like(await callForeign(abi), { reason: 'monitor-crashed', signal: 'SIGSYS' });

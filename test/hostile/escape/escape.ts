@@ -152,10 +152,11 @@ function named(outcome: string): Outcome {
 
 /** Filters of system calls that hostile code may find itself under: by kind of guest, and by thread. */
 export const filters = {
-  'The monitor of a bare-metal guest': { linux: false, filter: 'guest' },
-  'A Linux guest, the event loop': { linux: true, filter: 'guest' },
-  "A Linux guest, a vCPU's thread": { linux: true, filter: 'vcpu' },
-  "A Linux guest, a disk's thread": { linux: true, filter: 'disk' },
+  'The monitor of a bare-metal guest': { linux: false, filter: 'guest', memoryMib: 16 },
+  'The same, of one with memory on demand': { linux: false, filter: 'guest', memoryMib: 18 },
+  'A Linux guest, the event loop': { linux: true, filter: 'guest', memoryMib: 256 },
+  "A Linux guest, a vCPU's thread": { linux: true, filter: 'vcpu', memoryMib: 256 },
+  "A Linux guest, a disk's thread": { linux: true, filter: 'disk', memoryMib: 256 },
 } as const;
 
 export type FilterName = keyof typeof filters;
@@ -169,13 +170,17 @@ export interface Swept {
 
 /** Which numbers each filter lets through where each argument of a call is this one. */
 export async function sweepAll(argument: number): Promise<Record<FilterName, Swept>> {
-  const each = Object.entries(filters).map(([name, { linux, filter }]) => [name, linux, ['sweep', filter, argument]]);
+  const each = Object.entries(filters).map(([name, { linux, filter, memoryMib }]) => [
+    ...[name, linux, memoryMib],
+    ['sweep', filter, argument],
+  ]);
   const script = `
     import { text } from 'node:stream/consumers';
     const swept = {};
-    for (const [name, linux, args] of ${JSON.stringify(each)}) {
+    for (const [name, linux, memoryMib, args] of ${JSON.stringify(each)}) {
       const guest = Buffer.from('nobody looks into it');
-      const vm = await launch(linux ? { kernel: guest, cmdline: args.join() } : { guest, args: args.map(String) });
+      const machine = linux ? { kernel: guest, cmdline: args.join() } : { guest, args: args.map(String) };
+      const vm = await launch({ ...machine, memoryMib });
       const output = await text(vm.console);
       const { reason, code } = await vm.exited;
       if (reason !== 'monitor-crashed') throw new Error(name + ': ' + reason);

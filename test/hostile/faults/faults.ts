@@ -5,6 +5,7 @@
  */
 import { constants } from 'node:os';
 import { syscallName, syscalls } from '#lib/jail/syscalls.js';
+import { guest } from '../../helpers/guests.js';
 import { tellsOf } from '../../helpers/node.js';
 import { program } from '../../helpers/programs.js';
 
@@ -35,7 +36,7 @@ export interface Outcomes {
 
 /** Options of the launches, as source. The second one has all that a plan may have, as far as this host has it. */
 export const guests = {
-  'a bare-metal guest': '{}',
+  'a bare-metal guest': `{ guest: '${guest('touch')}', args: ['writes', '1000000', '2000000'], memoryMib: 64 }`,
   'a Linux guest': `{
     kernel: kernel(follow(0x228), powerOff), cmdline: 'x', vcpus: 2, balloon: true, vsock: true,
     disks: [{ path: shared, readOnly: true }, { path: disk }],
@@ -174,9 +175,19 @@ const neededRequests: Readonly<Record<GuestName, readonly string[]>> = {
   'a Linux guest': [...anyGuest, 'KVM_X86_SET_MSR_FILTER', 'KVM_SET_MSRS', 'KVM_IOEVENTFD'],
 };
 
+/** And while the guest runs: with these the VM has an end, and its launch no error. */
+const neededWhileRunning: Readonly<Record<GuestName, readonly string[]>> = {
+  'a bare-metal guest': ['KVM_SET_USER_MEMORY_REGION'],
+  'a Linux guest': [],
+};
+
 /** Those that have not failed where each call of a monitor was to. */
-export const sparedRequests = (guest: GuestName, outcomes: readonly Outcome[]): string[] =>
-  neededRequests[guest].filter((name) => !outcomes.some(({ call }) => call === `ioctl(${name})`));
+export const sparedRequests = (guest: GuestName, outcomes: readonly Outcome[]): string[] => [
+  ...neededRequests[guest].filter((name) => !outcomes.some(({ call }) => call === `ioctl(${name})`)),
+  ...neededWhileRunning[guest]
+    .filter((name) => !outcomes.some(({ call, exit }) => call === `ioctl(${name})` && exit !== undefined))
+    .map((name) => `${name}, while its guest runs,`),
+];
 
 /** What is wrong with an outcome, or undefined where it is as it should be: prompt, typed, and true. */
 export function flaw({ error, exit, fault, ms }: Outcome): string | undefined {
