@@ -77,14 +77,14 @@ public:
       watch_->stop();
     }
     for (auto& flight : flights_) {
-      flight->launch.cancelled = true;
+      flight.launch.cancelled = true;
     }
     launcher_.reset(); // waits for the tasks
     for (auto& flight : flights_) {
-      if (flight->child != nullptr) {
-        flight->child->abandon();
+      if (flight.child != nullptr) {
+        flight.child->abandon();
       }
-      take_parts(*flight); // that nobody asks for any more, and so they end here
+      take_parts(flight); // that nobody asks for any more, and so they end here
     }
   }
 
@@ -104,10 +104,14 @@ private:
   /// of it would delay the monitor, which is setting up its VM.
   Napi::Value launch(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
-    auto flight = std::make_unique<Flight>(*launcher_);
-    Launch& launch = flight->launch;
-    flight->plan = Plan::Unwrap(info[0].As<Napi::Object>())->contents();
-    const Plan::Contents& plan = *flight->plan;
+    std::list<Flight> one = std::move(spare_);
+    if (one.empty()) {
+      one.emplace_back(*launcher_);
+    }
+    Flight& flight = one.front();
+    Launch& launch = flight.launch;
+    flight.plan = Plan::Unwrap(info[0].As<Napi::Object>())->contents();
+    const Plan::Contents& plan = *flight.plan;
     launch.plan = plan.bytes;
     launch.given = plan.given;
     launch.in_host_mounts = plan.in_host_mounts;
@@ -117,32 +121,33 @@ private:
     auto descriptors = info[1].As<Napi::Array>();
     std::fill(std::begin(launch.slots), std::end(launch.slots), -1);
     for (std::uint32_t i = 0; i < plan.given; ++i) {
-      flight->given.push_back(given(descriptors.Get(i)));
-      launch.slots[i] = flight->given.back().get();
+      flight.given.push_back(given(descriptors.Get(i)));
+      launch.slots[i] = flight.given.back().get();
     }
-    flight->configuration = copy_of(info[2]);
-    launch.configuration = flight->configuration;
+    flight.configuration = copy_of(info[2]);
+    launch.configuration = flight.configuration;
     launch.deadline =
         jail::monotonic_ns() + info[3].As<Napi::Number>().Uint32Value() * std::uint64_t{1'000'000};
     if (info[6].IsString()) {
-      flight->label = info[6].As<Napi::String>();
-      launch.label = flight->label;
+      flight.label = info[6].As<Napi::String>();
+      launch.label = flight.label;
     }
     if (info[5].IsObject()) {
-      flight->cgroup = CgroupObject::Unwrap(info[5].As<Napi::Object>())->take();
+      flight.cgroup = CgroupObject::Unwrap(info[5].As<Napi::Object>())->take();
     }
-    flights_.push_back(std::move(flight));
+    flights_.splice(flights_.end(), one);
+    launcher_->submit(&launch);
+    // All that is left is done while the launcher is at work: what JavaScript has of it, and a
+    // part of the next launch.
     if (flights_.size() == 1) {
       watch_->hold();
       Ref();
     }
-    launcher_->submit(&launch);
-    // All that JavaScript has of it is made while the launcher is at work.
-    Flight& submitted = *flights_.back();
     try {
-      submitted.on_done = Napi::Persistent(info[4].As<Napi::Function>());
-      Napi::Object child = Child::create(env, child_.Value(), submitted, watch_);
-      submitted.child_value = Napi::Persistent(child);
+      flight.on_done = Napi::Persistent(info[4].As<Napi::Function>());
+      Napi::Object child = Child::create(env, child_.Value(), flight, watch_);
+      flight.child_value = Napi::Persistent(child);
+      spare_.emplace_back(*launcher_);
       return child;
     } catch (const Napi::Error&) {
       launcher_->cancel(launch);
@@ -178,14 +183,14 @@ private:
     for (Launch* launch = first; launch != nullptr;) {
       Launch* next = launch->next;
       auto at = std::find_if(flights_.begin(), flights_.end(),
-                             [&](const auto& flight) { return &flight->launch == launch; });
-      std::unique_ptr<Flight> flight = std::move(*at);
-      flights_.erase(at);
+                             [&](const auto& flight) { return &flight.launch == launch; });
+      std::list<Flight> one;
+      one.splice(one.end(), flights_, at);
       if (flights_.empty()) {
         watch_->let_go();
         Unref();
       }
-      finish(*flight);
+      finish(one.front());
       launch = next;
     }
     return first != nullptr;
@@ -258,7 +263,8 @@ private:
 
   std::string monitor_;
   Napi::FunctionReference child_;
-  std::list<std::unique_ptr<Flight>> flights_;
+  std::list<Flight> flights_;
+  std::list<Flight> spare_; // one, or none: that of the next launch
   std::unique_ptr<jail::Launcher> launcher_;
   std::shared_ptr<Watch> watch_;
   Watch::Source on_told_{[this] {

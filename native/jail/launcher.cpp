@@ -587,5 +587,4 @@ bool Launcher::watch(const Launch& launch) {
   return true;
 }
 
-
 } // namespace casemate::jail

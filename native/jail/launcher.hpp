@@ -175,8 +175,8 @@ private:
     // it; and for how long this one, which owns the child's stack, has to wait for its end.
     std::atomic<Launch*> handed_over{nullptr};
     std::atomic<std::uint32_t> check{check_none};
-    Processors allowed;      // to it, and to monitors once they are jailed
-    Processors others;       // than Node's, where it keeps to those
+    Processors allowed; // to it, and to monitors once they are jailed
+    Processors others;  // than Node's, where it keeps to those
     std::span<std::byte> stack() const { return {child_stack.data(), child_stack.size()}; }
   };
 

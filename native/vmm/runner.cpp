@@ -24,6 +24,10 @@ void Runner::run() {
     }
     const sys::SysError error = vcpu_.run();
     if (!error) {
+      if (!doorbell_rung_) {
+        // Whether it is that is seen on pages that have yet to be touched.
+        timeline_.stamp(CASEMATE_STAMP_DOORBELL);
+      }
       handle_exit();
     } else if (error.number != EINTR) {
       report_crash(vcpu_, CASEMATE_EXIT_HOST, static_cast<std::uint32_t>(error.number));
@@ -85,7 +89,6 @@ void Runner::handle_hypercall(std::uint16_t port, std::uint32_t value) {
 
 void Runner::ring_doorbell() {
   doorbell_rung_ = true;
-  timeline_.stamp(CASEMATE_STAMP_DOORBELL);
   send_doorbell(timeline_);
   if (start_paused_) {
     stay_paused();

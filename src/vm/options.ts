@@ -256,6 +256,9 @@ type GuestOptions = Pick<
   'guest' | 'format' | 'args' | 'inputs' | 'agent' | 'devices' | 'hugePages' | 'vcpus' | 'cpl'
 >;
 
+/** One array for all launches without any: such are alike at a glance. */
+const defaultArgs = ['guest'];
+
 function parseBareMetal(given: Record<string, unknown>): GuestOptions {
   refuse(given, linuxOnly, 'without options.kernel');
   const { guest, format = 'auto', args = [], input, cpl = 3, name = 'guest' } = given;
@@ -264,7 +267,7 @@ function parseBareMetal(given: Record<string, unknown>): GuestOptions {
   return {
     guest: guest === undefined ? undefined : parseFile('options.guest', guest),
     format: oneOf('options.format', format, ['auto', 'elf', 'flat']),
-    args: [argv0, ...parseArgs(args, argv0)],
+    args: given.args === undefined && given.name === undefined ? defaultArgs : [argv0, ...parseArgs(args, argv0)],
     inputs: input === undefined ? [] : [parseFile('options.input', input)],
     hugePages: undefined,
     agent: undefined,

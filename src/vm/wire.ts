@@ -39,6 +39,7 @@ export const wire = {
     parentDeath: 32,
     paused: 64,
     categories: 128,
+    hugePages: 256,
   },
   deviceTypes: { net: 1, block: 2, console: 3, rng: 4, balloon: 5, vsock: 19 },
   blockFlags: { readOnly: 1 },
@@ -226,7 +227,10 @@ export function encodeConfiguration(configuration: Configuration): Uint8Array {
 }
 
 function isSame(left: readonly string[], right: readonly string[]): boolean {
-  return left.length === right.length && left.every((text, i) => text === right[i]);
+  if (left === right) return true;
+  if (left.length !== right.length) return false;
+  for (let i = 0; i < left.length; i += 1) if (left[i] !== right[i]) return false;
+  return true;
 }
 
 /** A configuration, whole but for what every launch sets. Most have the arguments of the one before, if any. */
