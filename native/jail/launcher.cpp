@@ -98,15 +98,15 @@ SysError Launcher::start() {
     }
     host_->user_namespace.reset(space.value());
   }
-  if (SysError error = start_task(&Launcher::check_task)) {
-    return error;
-  }
   for (std::uint32_t i = 0; i < options_.tasks; ++i) {
     if (SysError error = start_task(&Launcher::launch_task)) {
       return error;
     }
   }
-  return start_task(&Launcher::fill_task);
+  if (SysError error = start_task(&Launcher::fill_task)) {
+    return error;
+  }
+  return start_task(&Launcher::check_task);
 }
 
 SysError Launcher::start_task(void (Launcher::*body)(Task&)) {
@@ -170,18 +170,16 @@ Launcher::~Launcher() {
   }
   work_.notify_all();
   fill_.notify_all();
-  // The first one started is the one that checks what all others hand over to it.
-  while (!tasks_.empty()) {
-    if (tasks_.size() == 1) {
+  for (auto& task : tasks_) {
+    if (task == tasks_.back()) {
+      // The one that checks what all others have handed over.
       tell(stop_checking_.get());
     }
-    Task& task = *tasks_.back();
-    if (task.thread.joinable()) {
-      task.thread.join();
-    } else if (task.pid > 0) {
-      sys::reap(task.pid);
+    if (task->thread.joinable()) {
+      task->thread.join();
+    } else if (task->pid > 0) {
+      sys::reap(task->pid);
     }
-    tasks_.pop_back();
   }
   for (const SocketPool& pool : socket_pools_) {
     for (std::uint32_t i = 0; i < pool.ready; ++i) {
@@ -368,11 +366,12 @@ bool Launcher::hand_over(Launch& launch, Task& task) {
     }
   }
   keep_checker_off(task);
+  const int control = launch.slots[launch.control_slot];
   task.check = check_pending;
   task.handed_over = &launch;
   // Told of once. What comes later is for Node.
-  if (add_to(handed_over_.get(), launch.slots[launch.control_slot],
-             reinterpret_cast<std::uint64_t>(&task), EPOLLIN | EPOLLONESHOT)) {
+  if (add_to(handed_over_.get(), control, reinterpret_cast<std::uint64_t>(&task),
+             EPOLLIN | EPOLLONESHOT)) {
     task.handed_over = nullptr;
     task.check = check_none;
     return false;
@@ -383,10 +382,12 @@ bool Launcher::hand_over(Launch& launch, Task& task) {
 /// Off the processor where the monitor is: to wake it there would take that from the monitor.
 void Launcher::keep_checker_off(const Task& task) {
   const auto here = static_cast<unsigned>(::sched_getcpu());
-  if (here != checker_off_.exchange(here)) {
+  const long checker = checker_;
+  // 0 would be this task, and without a size it has not asked yet.
+  if (checker != 0 && task.allowed.size != 0 && here != checker_off_.exchange(here)) {
     const Processors others = task.allowed.without(here);
     // EINVAL where there is no other one.
-    call(__NR_sched_setaffinity, checker_.load(), others.size, others.mask.data());
+    call(__NR_sched_setaffinity, checker, others.size, others.mask.data());
   }
 }
 

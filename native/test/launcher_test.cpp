@@ -3,9 +3,11 @@
 // ThreadSanitizer, too: npm run test:races. Descriptors only by raw system calls, as the
 // launcher has them: it would take a number that is used again for a race, where it has
 // seen one half of its life.
+#include "jail/clock.hpp"
 #include "jail/launcher.hpp"
 #include "jail/plan.hpp"
 #include "test/unit.hpp"
+#include "vmm/wire.h"
 
 #include <cstring>
 #include <fcntl.h>
@@ -69,16 +71,25 @@ private:
 };
 
 /// A program in namespaces from the pools, with a socket and a lease. The monitor: without
-/// a control socket it ends at once, which is all that is asked of it.
-std::vector<std::byte> plan() {
+/// a control socket it ends at once, which is all that is asked of it, and with one as soon as
+/// it has seen that what it finds there is no configuration.
+std::vector<std::byte> plan(bool has_control = false) {
   Plan plan;
-  plan.add<casemate_socket_pair>(CASEMATE_OP_SOCKET_PAIR,
-                                 {{}, SOCK_STREAM, child_slot, parent_slot, 0});
+  const std::uint32_t type = has_control ? SOCK_SEQPACKET : SOCK_STREAM;
+  plan.add<casemate_socket_pair>(CASEMATE_OP_SOCKET_PAIR, {{}, type, child_slot, parent_slot, 0});
   plan.add<casemate_pooled>(CASEMATE_OP_POOLED, {{}, CASEMATE_POOL_USER, user_slot, lease_slot, 0});
   plan.add<casemate_pooled>(CASEMATE_OP_POOLED,
                             {{}, CASEMATE_POOL_NET, network_slot, CASEMATE_NO_SLOT, 0});
   plan.add<casemate_setns>(CASEMATE_OP_SETNS, {{}, network_slot, CLONE_NEWNET});
   plan.add<casemate_setns>(CASEMATE_OP_SETNS, {{}, user_slot, CLONE_NEWUSER});
+  if (has_control) {
+    struct OneDescriptor {
+      casemate_descriptors head;
+      casemate_descriptor control;
+    };
+    plan.add<OneDescriptor>(CASEMATE_OP_DESCRIPTORS,
+                            {{{}, 1, 0}, {child_slot, CASEMATE_FD_CONTROL}});
+  }
   plan.add<casemate_exec>(CASEMATE_OP_EXEC, {{}, 1, 0}, {"/casemate-vmm", "casemate-vmm"});
   return plan.encode(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS);
 }
@@ -126,6 +137,7 @@ bool reap(Launch& launch) {
 struct Outcome {
   const char* failed = nullptr; // a call that the test itself needs
   int launched = 0;
+  int refused = 0; // by their monitor, which said so
   int done = 0;
 };
 
@@ -180,6 +192,58 @@ Outcome environment(int launches, bool leaves_early, std::uint32_t pooled) {
   return outcome;
 }
 
+/// One environment that submits a monitor's launch when the one before is done: nothing waits, and
+/// so each is handed over to the task that checks it. Of the four kinds some are given up at once,
+/// and some may have as good as no time.
+Outcome one_by_one(int launches, bool leaves_early) {
+  Outcome outcome;
+  const std::string program = monitor();
+  const std::vector<std::byte> encoded = plan(true);
+  if (check_plan(encoded, 0)) {
+    return {.failed = "check_plan"};
+  }
+  std::unique_ptr<Host> owned = host(program);
+  sys::Fd epoll(static_cast<int>(sys::call(__NR_epoll_create1, EPOLL_CLOEXEC)));
+  if (owned == nullptr || !epoll) {
+    return {.failed = "host"};
+  }
+  constexpr std::byte message[8] = {};
+  std::vector<std::unique_ptr<Launch>> all;
+  {
+    Launcher launcher(std::move(owned), {.tasks = 2, .pooled = 4, .epoll = epoll.get()});
+    if (auto error = launcher.start()) {
+      return {.failed = error.call};
+    }
+    for (int i = 0; i < launches; ++i) {
+      all.push_back(std::make_unique<Launch>());
+      Launch& launch = *all.back();
+      launch.plan = encoded;
+      std::ranges::fill(launch.slots, -1);
+      launch.control_slot = parent_slot;
+      launch.configuration = launch.announcement = launch.release = message;
+      launch.deadline = monotonic_ns() + (i % 4 == 3 ? 1'000'000 : 30'000'000'000);
+      launcher.expect_launch();
+      launcher.submit(&launch);
+      if (i % 4 == 2) {
+        launcher.cancel(launch);
+      }
+      while (!(leaves_early && i == launches - 1) && outcome.done == i) {
+        ::epoll_event event;
+        if (sys::call_retry(__NR_epoll_wait, epoll.get(), &event, 1, 30'000) <= 0) {
+          return {.failed = "epoll_wait"};
+        }
+        launcher.heard();
+        outcome.done += launcher.take_done() != nullptr ? 1 : 0;
+      }
+    }
+  }
+  for (auto& launch : all) {
+    outcome.refused += launch->failed == Stage::monitor && launch->event_size > 0 ? 1 : 0;
+    outcome.launched += reap(*launch) ? 1 : 0;
+  }
+  return outcome;
+}
+
 /// Several environments at once, each in a thread of its own.
 std::vector<Outcome> at_once(int count, const std::function<Outcome(int)>& body) {
   std::vector<Outcome> outcomes(static_cast<std::size_t>(count));
@@ -214,6 +278,19 @@ TEST("launchers of several environments launch at once, and end with nothing lef
     CHECK_EQ(std::string(outcome.failed == nullptr ? "" : outcome.failed), "");
     CHECK_EQ(outcome.done, 20);
     CHECK(outcome.launched >= 16); // all that were not given up
+  }
+  CHECK_EQ(descriptors(), before);
+}
+
+TEST("monitors that are checked by a task of its own are told from those that were given up") {
+  if (::geteuid() != 0) {
+    SKIP("needs root: a user's launcher is processes that share this memory");
+  }
+  const std::size_t before = descriptors();
+  for (const Outcome& outcome : at_once(3, [](int i) { return one_by_one(16, i == 0); })) {
+    CHECK_EQ(std::string(outcome.failed == nullptr ? "" : outcome.failed), "");
+    CHECK_EQ(outcome.launched, 0);
+    CHECK(outcome.refused >= 8); // of each four the first two
   }
   CHECK_EQ(descriptors(), before);
 }
