@@ -46,6 +46,7 @@ const suites = {
       'vm/ends',
       'vm/images',
       'vm/linux',
+      'vm/memory',
       'vm/vsock',
     ];
     const ava = ['node_modules/ava/entrypoints/cli.mjs', '--tap', ...files.map((file) => `build/test/${file}.test.js`)];
