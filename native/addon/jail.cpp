@@ -121,8 +121,11 @@ private:
     auto descriptors = info[1].As<Napi::Array>();
     std::fill(std::begin(launch.slots), std::end(launch.slots), -1);
     for (std::uint32_t i = 0; i < plan.given; ++i) {
-      flight.given.push_back(given(descriptors.Get(i)));
-      launch.slots[i] = flight.given.back().get();
+      launch.slots[i] = plan.lasting[i];
+      if (launch.slots[i] < 0) {
+        flight.given.push_back(given(descriptors.Get(i)));
+        launch.slots[i] = flight.given.back().get();
+      }
     }
     flight.configuration = copy_of(info[2]);
     launch.configuration = flight.configuration;

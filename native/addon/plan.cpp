@@ -15,7 +15,7 @@ std::vector<std::byte> copy_of(const Napi::Value& value) {
 
 Napi::Function Plan::define(Napi::Env env) { return DefineClass(env, "Plan", {}); }
 
-/// new Plan(bytes, given, { inHostMounts, controlSlot, announcement, release })
+/// new Plan(bytes, given, { lasting, inHostMounts, controlSlot, announcement, release })
 Plan::Plan(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Plan>(info) {
   auto contents = std::make_shared<Contents>();
   contents->bytes = copy_of(info[0]);
@@ -25,6 +25,12 @@ Plan::Plan(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Plan>(info) {
     throw Napi::RangeError::New(info.Env(), std::string("invalid plan: ") + fault.reason + where);
   }
   auto options = info[2].As<Napi::Object>();
+  contents->lasting.assign(contents->given, -1);
+  if (Napi::Value lasting = options.Get("lasting"); lasting.IsArray()) {
+    for (std::uint32_t i = 0; i < contents->given; ++i) {
+      contents->lasting[i] = lasting.As<Napi::Array>().Get(i).As<Napi::Number>();
+    }
+  }
   contents->in_host_mounts = options.Get("inHostMounts").ToBoolean();
   if (Napi::Value slot = options.Get("controlSlot"); slot.IsNumber()) {
     contents->control_slot = slot.As<Napi::Number>();

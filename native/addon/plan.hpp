@@ -14,6 +14,9 @@ public:
   struct Contents {
     std::vector<std::byte> bytes;
     std::size_t given = 0; // descriptors that a launch hands over
+    /// By slot, up to `given`: those that are open for as long as the process is, and the same
+    /// for all launches; -1 for the others.
+    std::vector<int> lasting;
     bool in_host_mounts = false;
     // For a program that speaks a control protocol; see jail::Launch.
     std::uint32_t control_slot = CASEMATE_NO_SLOT;

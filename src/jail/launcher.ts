@@ -104,15 +104,24 @@ export interface LaunchPlan extends EncodedPlan {
 export interface LaunchPlanOptions {
   /** For a program that speaks a control protocol: the name of our end of the socket, and the first message each way. */
   readonly control?: { readonly ours: string; readonly announcement: Uint8Array; readonly release: Uint8Array };
+  /**
+   * By the plan's names: descriptors that no launch need give, as all have the same. Used as they are and not copied:
+   * to stay open for as long as this process.
+   */
+  readonly lasting?: Readonly<Record<string, number | undefined>>;
   /** The plan's paths are the host's, not those of the prepared mount namespace. */
   readonly inHostMounts?: boolean;
 }
 
 /** Has the addon check a plan. */
-export function launchPlan(plan: EncodedPlan, { control, inHostMounts = false }: LaunchPlanOptions): LaunchPlan {
+export function launchPlan(
+  plan: EncodedPlan,
+  { control, lasting = {}, inHostMounts = false }: LaunchPlanOptions,
+): LaunchPlan {
   return {
     ...plan,
     native: new native.Plan(plan.bytes, plan.given.length, {
+      lasting: plan.given.map((name) => lasting[name] ?? -1),
       inHostMounts,
       ...(control && {
         controlSlot: plan.slots.get(control.ours) as number,

@@ -106,6 +106,8 @@ export interface NativePlan {
 declare const brand: unique symbol;
 
 export interface NativePlanOptions {
+  /** Of the descriptors that come with a launch, those that are the same for all and never closed; -1 for the others, as are all without it. */
+  readonly lasting?: readonly number[];
   readonly inHostMounts: boolean;
   /** Slot of our end of the control socket; undefined for a plain program. */
   readonly controlSlot?: number;

@@ -116,7 +116,7 @@ function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Be
     const { cpuid, runSize } = vcpuFacts(kvm, options);
     const configuration = encodeConfiguration({
       memorySize: options.memoryMib * 1024 * 1024,
-      flags: configurationFlags(options, label),
+      flags: plan.flags | (options.startPaused ? wire.flags.paused : 0),
       format: options.format,
       vcpus: options.vcpus,
       inputs: inputCount(options),
@@ -417,13 +417,12 @@ function givesHugePages(): boolean {
   return huge;
 }
 
-function configurationFlags({ console, jail, startPaused }: ParsedOptions, label: VmLabel | undefined): number {
+function configurationFlags({ console, jail }: ParsedOptions, label: VmLabel | undefined): number {
   const { flags } = wire;
   const on = (layer: 'landlock' | 'seccomp' | 'noNewPrivs') => jail.layers[layer] === 'required';
   const ownUserId = jail.layers.userNamespace === 'required' && !caller().rootless;
   return (
     flags.parentDeath |
-    (startPaused ? flags.paused : 0) |
     (console ? flags.console : 0) |
     (ownUserId ? flags.lease : 0) |
     (label?.lease === undefined ? 0 : flags.categories) |
@@ -465,22 +464,31 @@ const resourcesOf = (options: ParsedOptions, fileSize: number): MonitorLimits =>
   streams: hasVsock(options) ? wire.maxStreams : 0,
 });
 
-const plans = new Map<string, LaunchPlan>();
+/** A plan, and what else its launches have in common. */
+interface VmPlan extends LaunchPlan {
+  /** Of the configuration; all but whether the guest is to be paused. */
+  readonly flags: number;
+}
+
+const plans = new Map<string, VmPlan>();
 const maxPlans = 64;
 
 const tapOf = ({ devices }: ParsedOptions) => devices.find((device) => device.tap !== undefined)?.tap;
+
+const hasOwnKvm = ({ kvmFd }: ParsedOptions): boolean => kvmFd === undefined;
+const hasBuiltInGuest = ({ guest }: ParsedOptions): boolean => guest === undefined;
 
 /** Of what makes another plan. */
 function planKey(options: ParsedOptions, { fileSize, streams }: MonitorLimits, label: VmLabel | undefined): string {
   const { jail, console, devices } = options;
   const labelled = label === undefined ? '' : label.lease === undefined ? 'labelled ' : 'leased ';
-  const key = `${labelled}${jail.key} ${console} ${inputCount(options)} ${bornInCgroup(options)} ${fileSize} ${streams}`;
+  const key = `${labelled}${jail.key} ${console} ${inputCount(options)} ${bornInCgroup(options)} ${fileSize} ${streams} ${hasOwnKvm(options)} ${hasBuiltInGuest(options)}`;
   if (devices.length === 0) return key; // as of every bare-metal guest: this is on its way
   return `${key} ${descriptorsOf(devices).map(({ name }) => name)} ${JSON.stringify(tapOf(options))}`;
 }
 
 /** The plan of a launch: the same for all launches that ask for the same jail. */
-function planFor(options: ParsedOptions, resources: MonitorLimits, label: VmLabel | undefined): LaunchPlan {
+function planFor(options: ParsedOptions, resources: MonitorLimits, label: VmLabel | undefined): VmPlan {
   const key = planKey(options, resources, label);
   let plan = plans.get(key);
   if (plan === undefined) {
@@ -499,9 +507,16 @@ function planFor(options: ParsedOptions, resources: MonitorLimits, label: VmLabe
       resources,
       numbers: wire.descriptors,
     };
-    plan = launchPlan(encodePlan(monitorPlan(jail, caller(), monitor)), {
+    const encoded = encodePlan(monitorPlan(jail, caller(), monitor));
+    const common = launchPlan(encoded, {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
+      lasting: {
+        null: devNull(),
+        kvm: hasOwnKvm(options) ? kvmDevice(undefined) : undefined,
+        guest: hasBuiltInGuest(options) ? builtInGuest() : undefined,
+      },
     });
+    plan = { ...common, flags: configurationFlags(options, label) };
     // Names and addresses may be new with every launch.
     if (plans.size === maxPlans) plans.clear();
     plans.set(key, plan);
