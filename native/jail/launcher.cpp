@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/socket.h>
 
@@ -122,6 +123,9 @@ SysError Launcher::start_task(void (Launcher::*body)(Task&)) {
     }
     *stack = std::move(mapped).value();
   }
+  if (body == &Launcher::launch_task) {
+    reserve_parking(task);
+  }
   AllSignalsBlocked blocked;
   if (!host_->rootless) {
     task.thread = std::thread([&task] { (task.launcher->*task.body)(task); });
@@ -145,6 +149,19 @@ SysError Launcher::start_task(void (Launcher::*body)(Task&)) {
   SysError error = task.error;
   tasks_.push_back(std::move(owned));
   return error;
+}
+
+/// As early as there is a launcher: these numbers are to be low, whatever Node opens later.
+void Launcher::reserve_parking(Task& task) const {
+  unsigned end = 0;
+  for (int& number : task.parking) {
+    number = static_cast<int>(call(__NR_fcntl, done_event_.get(), F_DUPFD_CLOEXEC, 0));
+    if (number < 0) {
+      return;
+    }
+    end = std::max(end, static_cast<unsigned>(number) + 1);
+  }
+  task.parking_end = end;
 }
 
 void Launcher::enter_as_process(void* argument) {
@@ -179,6 +196,11 @@ Launcher::~Launcher() {
       task->thread.join();
     } else if (task->pid > 0) {
       sys::reap(task->pid);
+    }
+    for (int number : task->parking) {
+      if (number >= 0) {
+        call(__NR_close, number);
+      }
     }
   }
   for (const SocketPool& pool : socket_pools_) {

@@ -154,6 +154,12 @@ private:
     bool operator==(const Processors&) const = default;
   };
 
+  static constexpr std::array<int, 12> no_parking() {
+    std::array<int, 12> none{};
+    none.fill(-1);
+    return none;
+  }
+
   struct Task {
     Launcher* launcher = nullptr;
     void (Launcher::*body)(Task&) = nullptr;
@@ -169,6 +175,14 @@ private:
     // Of the child that it makes, for as long as that shares our memory.
     Launch* launch = nullptr;
     int slots[CASEMATE_SLOTS]; // ours change when we close what it has its own copies of
+    // Its descriptors, where it can share Node's table at first: numbers that this task keeps
+    // taken. All that a child is to have lies below `parking_end` then, and it copies no more of
+    // the table than that, however many descriptors Node has open.
+    std::array<int, 12> parking = no_parking();
+    unsigned parking_end = 0; // 0 where they could not be had
+    std::size_t parked = 0;
+    bool shares_table = false; // the child, at first
+    std::atomic<bool> has_own_table{false};
     std::optional<NotDumpable> not_dumpable;
     Expected expected; // of its monitor
     // A launch whose monitor is the checking task's to wait for, until that or this one takes
@@ -189,6 +203,7 @@ private:
 
   sys::SysError start_task(void (Launcher::*body)(Task&));
   static void enter_as_process(void* task);
+  void reserve_parking(Task& task) const;
   void launch_task(Task& task);
   bool wait_awake(std::uint32_t seen);
   void sleep_elsewhere(Task& task, std::uint32_t seen);
@@ -209,9 +224,11 @@ private:
   bool send_configuration(Launch& launch);
   static void run_child(void* task);
   bool sleeps_until_exec(const Launch& launch) const;
+  bool park(const Launch& launch, Task& task) const;
+  void vacate(Task& task) const;
   bool clone(Launch& launch, Task& task);
-  bool await_monitor(Launch& launch, const Task& task);
-  bool receive_announcement(Launch& launch);
+  bool await_monitor(Launch& launch, Task& task);
+  bool receive_announcement(Launch& launch, Task& task);
   sys::SysError take_socket_pair(const casemate_socket_pair& pair, const Task& task,
                                  int (&ends)[2]);
   bool make_socket_pair(SocketPool& pool);
