@@ -349,7 +349,18 @@ bool Launcher::park(const Launch& launch, Task& task) const {
 /// The numbers stay taken. Not before the child has copied them, or has ended.
 void Launcher::vacate(Task& task) const {
   while (task.parked > 0) {
-    call(__NR_dup3, done_event_.get(), task.parking[--task.parked], O_CLOEXEC);
+    int& number = task.parking[--task.parked];
+    long result = -1;
+    // EINTR, EBUSY: dup(2) says that to try again is for us.
+    for (int tries = 0; result < 0 && tries < 4; ++tries) {
+      result = call(__NR_dup3, done_event_.get(), number, O_CLOEXEC);
+    }
+    if (result < 0) {
+      // Numbers as high are no longer allowed (RLIMIT_NOFILE), say. What is there must not stay.
+      call(__NR_close, number);
+      number = -1;
+      task.parking_end = 0;
+    }
   }
 }
 

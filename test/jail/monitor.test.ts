@@ -138,6 +138,18 @@ test('it has the descriptors that it was given, and those of its own VM', async 
   t.deepEqual(kinds(less.pid), { ...given, ...lease, ...own(less.pid).found });
 });
 
+test('its table of descriptors is no larger for what Node has open', async (t) => {
+  await using first = await launch({ guest: waiting });
+  const many = Array.from({ length: 300 }, () => openSync('/dev/null', 'r'));
+  try {
+    await using second = await launch({ guest: waiting });
+    t.true(Number(statusOf(process.pid).FDSize) > many.length);
+    t.is(statusOf(second.pid).FDSize, statusOf(first.pid).FDSize);
+  } finally {
+    for (const fd of many) closeSync(fd);
+  }
+});
+
 test('a guest given by path it can only read', async (t) => {
   const folder = mkdtempSync(join(tmpdir(), 'casemate-test-'));
   t.teardown(() => rmSync(folder, { recursive: true }));
