@@ -117,7 +117,7 @@ export function readHost(root = '/'): HostFacts {
     securityModules: readText(root, 'sys/kernel/security/lsm')?.split(','),
     selinux: readSelinux(root),
     hidepid: readHidepid(mounts),
-    transparentHugePages: readTransparentHugePages(root),
+    transparentHugePages: /\[(\w+)\]/.exec(readText(root, 'sys/kernel/mm/transparent_hugepage/enabled') ?? '')?.[1],
     tun: readDevice(root, 'dev/net/tun'),
     smt: readText(root, 'sys/devices/system/cpu/smt/active') === '1',
     memory: readMemory(root),
@@ -301,11 +301,6 @@ function readText(root: string, path: string): string | undefined {
   } catch {
     return undefined;
   }
-}
-
-/** `'always'`, `'madvise'`, `'never'`; undefined where the kernel has none, or does not say. */
-export function readTransparentHugePages(root = '/'): string | undefined {
-  return /\[(\w+)\]/.exec(readText(root, 'sys/kernel/mm/transparent_hugepage/enabled') ?? '')?.[1];
 }
 
 function readNumber(root: string, path: string): number | undefined {

@@ -24,8 +24,7 @@ struct BootSource {
   /// Exactly argument_count strings, each NUL-terminated.
   std::span<const std::byte> arguments{};
   std::uint32_t cpl = 3;
-  bool has_huge_pages = false;  // 1 GiB, by the guest's CPUID
-  bool gets_huge_pages = false; // its memory, of the host and unasked
+  bool has_huge_pages = false; // 1 GiB, by the guest's CPUID
   /// Not mapped beyond the extent that the last of the above lies in.
   bool has_memory_on_demand = false;
 };

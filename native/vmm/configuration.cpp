@@ -46,7 +46,7 @@ std::size_t receive(ConfigurationMessage& message) {
 }
 
 bool is_valid(const casemate_configure& head) {
-  constexpr std::uint32_t known_flags = (CASEMATE_CONFIGURE_HUGE_PAGES << 1) - 1;
+  constexpr std::uint32_t known_flags = (CASEMATE_CONFIGURE_CATEGORIES << 1) - 1;
   return head.memory_size >= machine::min_memory_size &&
          head.memory_size <= machine::max_memory_size &&
          head.memory_size % machine::large_page_size == 0 && (head.flags & ~known_flags) == 0 &&

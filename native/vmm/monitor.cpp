@@ -80,7 +80,6 @@ machine::Entry load(const Configuration& configuration, const machine::GuestMemo
   source.cpl = configuration.cpl;
   source.has_huge_pages = machine::has_huge_pages(*configuration.cpuid);
   source.has_memory_on_demand = configuration.has_memory_on_demand();
-  source.gets_huge_pages = configuration.has(CASEMATE_CONFIGURE_HUGE_PAGES);
   machine::Entry entry;
   if (const auto error = machine::load_guest(source, memory, entry)) {
     fail(CASEMATE_SETUP_GUEST, error.system, error.reason);

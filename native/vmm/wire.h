@@ -91,8 +91,7 @@ enum casemate_configure_flags {
   CASEMATE_CONFIGURE_NO_NEW_PRIVS = 1u << 4,
   CASEMATE_CONFIGURE_PARENT_DEATH = 1u << 5, /* PR_SET_PDEATHSIG SIGKILL */
   CASEMATE_CONFIGURE_PAUSED = 1u << 6,       /* paused at the doorbell, until RESUME */
-  CASEMATE_CONFIGURE_CATEGORIES = 1u << 7,   /* CASEMATE_FD_CATEGORIES is there */
-  CASEMATE_CONFIGURE_HUGE_PAGES = 1u << 8    /* the host hands them out unasked */
+  CASEMATE_CONFIGURE_CATEGORIES = 1u << 7    /* CASEMATE_FD_CATEGORIES is there */
 };
 
 #define CASEMATE_MAX_VCPUS 32u

@@ -2,7 +2,6 @@ import { onAbort } from '../abort.js';
 import { agentInitrd } from '../agent/initrd.js';
 import { deadline } from '../deadline.js';
 import { abortError, CasemateError } from '../errors.js';
-import { readTransparentHugePages } from '../host.js';
 import { checkLimits, type LimitedCgroup, limitedCgroup } from '../jail/cgroup.js';
 import { encodePlan } from '../jail/encode.js';
 import {
@@ -409,14 +408,6 @@ function checkLayers(jail: Jail): void {
   }
 }
 
-let huge: boolean | undefined;
-
-/** Whether this host may back memory with huge pages that nobody asked for; read once. */
-function givesHugePages(): boolean {
-  huge ??= !['madvise', 'never'].includes(readTransparentHugePages() ?? 'always');
-  return huge;
-}
-
 function configurationFlags({ console, jail }: ParsedOptions, label: VmLabel | undefined): number {
   const { flags } = wire;
   const on = (layer: 'landlock' | 'seccomp' | 'noNewPrivs') => jail.layers[layer] === 'required';
@@ -426,7 +417,6 @@ function configurationFlags({ console, jail }: ParsedOptions, label: VmLabel | u
     (console ? flags.console : 0) |
     (ownUserId ? flags.lease : 0) |
     (label?.lease === undefined ? 0 : flags.categories) |
-    (givesHugePages() ? flags.hugePages : 0) |
     (on('landlock') ? flags.landlock : 0) |
     (on('seccomp') ? flags.seccomp : 0) |
     (on('noNewPrivs') ? flags.noNewPrivs : 0)
@@ -540,7 +530,6 @@ export async function warmUp(options: LaunchOptions = {}): Promise<void> {
   if (descriptorsOf(parsed.devices).length === 0) planFor(parsed, resourcesOf(parsed, 0), label);
   if (label !== undefined) giveBack(label);
   devNull();
-  givesHugePages();
   if (isLinux(parsed)) await kernelOf(parsed);
   if (parsed.guest === undefined) builtInGuest();
   if (parsed.agent !== undefined) agentInitrd(parsed.agent.modules, parsed.devices.flatMap(driversOf));

@@ -39,7 +39,6 @@ export const wire = {
     parentDeath: 32,
     paused: 64,
     categories: 128,
-    hugePages: 256,
   },
   deviceTypes: { net: 1, block: 2, console: 3, rng: 4, balloon: 5, vsock: 19 },
   blockFlags: { readOnly: 1 },

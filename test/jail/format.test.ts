@@ -390,7 +390,6 @@ withCompiler('the numbers of the control protocol are those of native/vmm/wire.h
     parentDeath: 'PARENT_DEATH',
     paused: 'PAUSED',
     categories: 'CATEGORIES',
-    hugePages: 'HUGE_PAGES',
   };
   t.deepEqual<object, object>(wire.flags, constants({ ...flags, ...others }, 'CASEMATE_CONFIGURE_'));
   const events = { jailed: 'JAILED', doorbell: 'DOORBELL', paused: 'PAUSED', resumed: 'RESUMED', exited: 'EXITED' };

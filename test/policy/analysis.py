@@ -153,7 +153,8 @@ check("it traces nothing, and signals only itself and monitors",
             (permission in {"signal", "sigkill", "sigstop", "signull"} and target not in {SERVICE, VMM}), its))
 check("it writes to no file of another user, and has no rights over the machine",
       rules(lambda _, kind, permission: kind in {"capability", "cap_userns"} and permission not in {
-          "dac_read_search", "kill", "net_admin", "setgid", "setpcap", "setuid", "sys_admin", "sys_ptrace", "sys_resource"}, its))
+          "dac_read_search", "kill", "net_admin", "setgid", "setpcap", "setuid", "sys_admin", "sys_ptrace", "sys_resource"}
+            and (kind, permission) != ("cap_userns", "sys_nice"), its))
 check("it asks the policy, and changes neither that nor the mode nor the kernel's code",
       rules(lambda _, kind, permission: kind in {"system", "bpf", "perf_event"} or
             (kind == "security" and permission not in {"check_context", "compute_av"}), its))
