@@ -115,6 +115,7 @@ private:
     launch.plan = plan.bytes;
     launch.given = plan.given;
     launch.in_host_mounts = plan.in_host_mounts;
+    launch.is_lean = plan.is_lean;
     launch.control_slot = plan.control_slot;
     launch.announcement = plan.announcement;
     launch.release = plan.release;

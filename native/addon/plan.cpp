@@ -15,7 +15,7 @@ std::vector<std::byte> copy_of(const Napi::Value& value) {
 
 Napi::Function Plan::define(Napi::Env env) { return DefineClass(env, "Plan", {}); }
 
-/// new Plan(bytes, given, { lasting, inHostMounts, controlSlot, announcement, release })
+/// new Plan(bytes, given, { lasting, inHostMounts, lean, controlSlot, announcement, release })
 Plan::Plan(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Plan>(info) {
   auto contents = std::make_shared<Contents>();
   contents->bytes = copy_of(info[0]);
@@ -32,6 +32,7 @@ Plan::Plan(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Plan>(info) {
     }
   }
   contents->in_host_mounts = options.Get("inHostMounts").ToBoolean();
+  contents->is_lean = options.Get("lean").ToBoolean();
   if (Napi::Value slot = options.Get("controlSlot"); slot.IsNumber()) {
     contents->control_slot = slot.As<Napi::Number>();
     contents->announcement = copy_of(options.Get("announcement"));

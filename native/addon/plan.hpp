@@ -18,6 +18,7 @@ public:
     /// for all launches; -1 for the others.
     std::vector<int> lasting;
     bool in_host_mounts = false;
+    bool is_lean = false;
     // For a program that speaks a control protocol; see jail::Launch.
     std::uint32_t control_slot = CASEMATE_NO_SLOT;
     std::vector<std::byte> announcement;

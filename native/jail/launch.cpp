@@ -177,8 +177,12 @@ void Launcher::conclude(Launch& launch, Task& task, bool launched) {
   close_made(launch, launched);
   if (launched && task.others.size != 0) {
     // It was born with the processors of the task that started it. Here, as nobody reaps it
-    // before Node is told: its pid is its own. Where it may not be told, those are what it has.
-    call(__NR_sched_setaffinity, launch.pid, task.allowed.size, task.allowed.mask.data());
+    // before Node is told: its pid is its own.
+    const long result =
+        call(__NR_sched_setaffinity, launch.pid, task.allowed.size, task.allowed.mask.data());
+    if (result == -EPERM || result == -EACCES) {
+      may_move_ = false;
+    }
   }
   finish(&launch);
 }
@@ -322,7 +326,7 @@ bool Launcher::sleeps_until_exec(const Launch& launch) const {
 bool Launcher::park(const Launch& launch, Task& task) const {
   std::ranges::copy(launch.slots, task.slots);
   task.has_own_table = false;
-  if (task.parking_end == 0) {
+  if (!launch.is_lean || task.parking_end == 0) {
     return false;
   }
   std::uint32_t ours = 0; // the slots of our ends, a bit each
@@ -336,12 +340,12 @@ bool Launcher::park(const Launch& launch, Task& task) const {
       continue;
     }
     if (task.parked == task.parking.size() ||
-        call(__NR_dup3, launch.slots[i], task.parking[task.parked], O_CLOEXEC) < 0) {
+        call(__NR_dup3, launch.slots[i], task.parking[task.parked].get(), O_CLOEXEC) < 0) {
       vacate(task);
       std::ranges::copy(launch.slots, task.slots);
       return false;
     }
-    task.slots[i] = task.parking[task.parked++];
+    task.slots[i] = task.parking[task.parked++].get();
   }
   return task.parked > 0;
 }
@@ -349,16 +353,15 @@ bool Launcher::park(const Launch& launch, Task& task) const {
 /// The numbers stay taken. Not before the child has copied them, or has ended.
 void Launcher::vacate(Task& task) const {
   while (task.parked > 0) {
-    int& number = task.parking[--task.parked];
+    sys::Fd& place = task.parking[--task.parked];
     long result = -1;
     // EINTR, EBUSY: dup(2) says that to try again is for us.
     for (int tries = 0; result < 0 && tries < 4; ++tries) {
-      result = call(__NR_dup3, done_event_.get(), number, O_CLOEXEC);
+      result = call(__NR_dup3, done_event_.get(), place.get(), O_CLOEXEC);
     }
     if (result < 0) {
       // Numbers as high are no longer allowed (RLIMIT_NOFILE), say. What is there must not stay.
-      call(__NR_close, number);
-      number = -1;
+      place.reset();
       task.parking_end = 0;
     }
   }

@@ -35,7 +35,7 @@ constexpr std::uint64_t check_slice_ns = 100'000;
 /// sched_setattr(2); libc has none, and <linux/sched/types.h> not beside <sched.h>.
 struct SchedulingAttributes {
   std::uint32_t size = sizeof(SchedulingAttributes);
-  std::uint32_t policy = 0; // SCHED_OTHER
+  std::uint32_t policy = 0;
   std::uint64_t flags = 0;
   std::int32_t nice = 0;
   std::uint32_t priority = 0;
@@ -154,11 +154,13 @@ SysError Launcher::start_task(void (Launcher::*body)(Task&)) {
 /// As early as there is a launcher: these numbers are to be low, whatever Node opens later.
 void Launcher::reserve_parking(Task& task) const {
   unsigned end = 0;
-  for (int& number : task.parking) {
-    number = static_cast<int>(call(__NR_fcntl, done_event_.get(), F_DUPFD_CLOEXEC, 0));
+  for (sys::Fd& place : task.parking) {
+    const long number = call(__NR_fcntl, done_event_.get(), F_DUPFD_CLOEXEC, 0);
     if (number < 0) {
+      task.parking = {};
       return;
     }
+    place.reset(static_cast<int>(number));
     end = std::max(end, static_cast<unsigned>(number) + 1);
   }
   task.parking_end = end;
@@ -196,11 +198,6 @@ Launcher::~Launcher() {
       task->thread.join();
     } else if (task->pid > 0) {
       sys::reap(task->pid);
-    }
-    for (int number : task->parking) {
-      if (number >= 0) {
-        call(__NR_close, number);
-      }
     }
   }
   for (const SocketPool& pool : socket_pools_) {
@@ -307,8 +304,8 @@ void Launcher::launch_task(Task& task) {
       }
       continue;
     }
-    if (more) {
-      roam(task); // these want all processors there are
+    if (more || !launch->is_lean || !may_move_) {
+      roam(task); // they want all processors there are, and its threads from their birth on
     }
     task.used_pools = true;
     if (unprepared) {
@@ -340,15 +337,15 @@ bool Launcher::wait_awake(std::uint32_t seen) {
 /// Node, who is busy with the launch that it is woken for; and a monitor would be born there,
 /// or moved there at its execve. So it and its monitor stay off until that is jailed.
 void Launcher::sleep_elsewhere(Task& task, std::uint32_t seen) {
-  Processors now;
-  const long size = call(__NR_sched_getaffinity, 0, sizeof now.mask, now.mask.data());
-  now.size = size > 0 ? static_cast<std::size_t>(size) : 0;
-  if (now != task.others) {
-    task.allowed = now; // as ever, or as somebody else has said since
-  }
+  // Of the filler: this task's own are what is left of those that it keeps to.
+  task.allowed = {};
+  const long size = call(__NR_sched_getaffinity, filler_.load(), sizeof task.allowed.mask,
+                         task.allowed.mask.data());
+  task.allowed.size = size > 0 ? static_cast<std::size_t>(size) : 0;
   const Processors others = task.allowed.without(node_cpu_);
   // EINVAL where there is no other one.
-  if (others != now && call(__NR_sched_setaffinity, 0, others.size, others.mask.data()) == 0) {
+  if (others != task.others &&
+      call(__NR_sched_setaffinity, 0, others.size, others.mask.data()) == 0) {
     task.others = others;
   }
   work_.wait(seen);
@@ -393,8 +390,8 @@ bool Launcher::hand_over(Launch& launch, Task& task) {
   task.handed_over = &launch;
   // Told of once. What comes later is for Node.
   if (add_to(handed_over_.get(), control, reinterpret_cast<std::uint64_t>(&task),
-             EPOLLIN | EPOLLONESHOT)) {
-    task.handed_over = nullptr;
+             EPOLLIN | EPOLLONESHOT) &&
+      task.handed_over.exchange(nullptr) != nullptr) {
     task.check = check_none;
     return false;
   }
@@ -403,7 +400,8 @@ bool Launcher::hand_over(Launch& launch, Task& task) {
 
 /// Off the processor where the monitor is: to wake it there would take that from the monitor.
 void Launcher::keep_checker_off(const Task& task) {
-  const auto here = static_cast<unsigned>(::sched_getcpu());
+  unsigned here = 0;
+  call(__NR_getcpu, &here, nullptr, nullptr); // libc asks Node's thread, where a task is a process
   const long checker = checker_;
   // 0 would be this task, and without a size it has not asked yet.
   if (checker != 0 && task.allowed.size != 0 && here != checker_off_.exchange(here)) {
@@ -418,8 +416,11 @@ void Launcher::check_task(Task&) {
   // Node may be at work where it is woken. Kernels that know of no such slice (before 6.12)
   // have it wait for one of theirs.
   SchedulingAttributes attributes;
-  attributes.runtime = check_slice_ns;
-  call(__NR_sched_setattr, 0, &attributes, 0);
+  if (call(__NR_sched_getattr, 0, &attributes, sizeof attributes, 0) == 0 &&
+      (attributes.policy == SCHED_OTHER || attributes.policy == SCHED_BATCH)) {
+    attributes.runtime = check_slice_ns;
+    call(__NR_sched_setattr, 0, &attributes, 0);
+  }
   while (true) {
     epoll_event event{};
     if (call(__NR_epoll_pwait, handed_over_.get(), &event, 1, -1, nullptr, 8) != 1) {
@@ -438,6 +439,9 @@ void Launcher::see_through(Task& task) {
   if (launch == nullptr) {
     return;
   }
+  // Or what it says later would be told of here, by whoever was not the one to take it.
+  static_cast<void>(
+      sys::epoll_control(handed_over_.get(), EPOLL_CTL_DEL, launch->slots[launch->control_slot]));
   conclude(*launch, task, await_monitor(*launch, task));
   if (task.check.exchange(check_none) == check_awaited) {
     sys::futex_wake(task.check, 1);
@@ -476,6 +480,7 @@ void Launcher::await_check(Task& task) {
 /// Fills the pools, one namespace at a time, and sees to the launches that want the
 /// host's mounts: it is the one task that still has them.
 void Launcher::fill_task(Task& task) {
+  filler_ = call(__NR_gettid);
   bool failed = false; // a host that has no more namespaces to give is asked again later
   while (true) {
     std::uint32_t seen = fill_.count();

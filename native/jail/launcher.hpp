@@ -69,7 +69,10 @@ struct Launch {
   std::span<const std::byte> announcement;
   std::span<const std::byte> release;
   bool in_host_mounts = false; // sees the host's mounts instead of the prepared two
-  std::uint64_t deadline = 0;  // CLOCK_MONOTONIC ns, for the monitor to be jailed
+  /// A program of one thread, with few descriptors: what is gained by where it is born, and
+  /// by the table that it gets, costs it nothing later.
+  bool is_lean = false;
+  std::uint64_t deadline = 0; // CLOCK_MONOTONIC ns, for the monitor to be jailed
   /// SELinux label for the steps of the plan that have none; NUL-terminated.
   std::string_view label;
   std::atomic<bool> cancelled{false}; // by cancel()
@@ -154,12 +157,6 @@ private:
     bool operator==(const Processors&) const = default;
   };
 
-  static constexpr std::array<int, 12> no_parking() {
-    std::array<int, 12> none{};
-    none.fill(-1);
-    return none;
-  }
-
   struct Task {
     Launcher* launcher = nullptr;
     void (Launcher::*body)(Task&) = nullptr;
@@ -178,7 +175,7 @@ private:
     // Its descriptors, where it can share Node's table at first: numbers that this task keeps
     // taken. All that a child is to have lies below `parking_end` then, and it copies no more of
     // the table than that, however many descriptors Node has open.
-    std::array<int, 12> parking = no_parking();
+    std::array<sys::Fd, 12> parking;
     unsigned parking_end = 0; // 0 where they could not be had
     std::size_t parked = 0;
     bool shares_table = false; // the child, at first
@@ -243,9 +240,11 @@ private:
   LauncherOptions options_;
   long process_ = sys::call(__NR_getpid); // Node's
   sys::Fd done_event_;
-  sys::Fd handed_over_;          // epoll: control sockets of launches handed over, and
-  sys::Fd stop_checking_;        // an eventfd
-  std::atomic<long> checker_{0}; // thread id
+  sys::Fd handed_over_;              // epoll: control sockets of launches handed over, and
+  sys::Fd stop_checking_;            // an eventfd
+  std::atomic<long> checker_{0};     // thread id
+  std::atomic<long> filler_{0};      // likewise: of a task whose processors nobody here changes
+  std::atomic<bool> may_move_{true}; // monitors to other processors; SELinux may deny it
   std::atomic<unsigned> checker_off_{no_processor};
   std::vector<std::unique_ptr<Task>> tasks_;
 

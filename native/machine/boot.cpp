@@ -19,10 +19,13 @@ namespace casemate::machine {
 namespace {
 
 /// Where the host hands out huge pages unasked, the first touch of each takes 0.2 ms to
-/// clear it: not for the few pages that a guest with a small image starts with.
+/// clear it: not for the few pages that a guest with a small image starts with. Of small
+/// memory that is all: to divide its mapping takes longer than it is worth.
 void avoid_huge_pages(const GuestMemory& memory, const Layout& layout) {
   if (layout.guard == image_base + large_page_size) {
-    sys::call(__NR_madvise, memory.base(), layout.stack_low + large_page_size, MADV_NOHUGEPAGE);
+    const std::uint64_t start = layout.stack_low + large_page_size;
+    sys::call(__NR_madvise, memory.base(),
+              memory.size() <= first_extent_size ? memory.size() : start, MADV_NOHUGEPAGE);
   }
 }
 

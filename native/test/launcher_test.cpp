@@ -220,6 +220,7 @@ Outcome one_by_one(int launches, bool leaves_early) {
       launch.plan = encoded;
       std::ranges::fill(launch.slots, -1);
       launch.control_slot = parent_slot;
+      launch.is_lean = i % 2 == 0;
       launch.configuration = launch.announcement = launch.release = message;
       launch.deadline = monotonic_ns() + (i % 4 == 3 ? 1'000'000 : 30'000'000'000);
       launcher.expect_launch();

@@ -109,6 +109,8 @@ export interface NativePlanOptions {
   /** Of the descriptors that come with a launch, those that are the same for all and never closed; -1 for the others, as are all without it. */
   readonly lasting?: readonly number[];
   readonly inHostMounts: boolean;
+  /** A program of one thread, with few descriptors. */
+  readonly lean?: boolean;
   /** Slot of our end of the control socket; undefined for a plain program. */
   readonly controlSlot?: number;
   readonly announcement?: Uint8Array;

@@ -472,7 +472,13 @@ const hasBuiltInGuest = ({ guest }: ParsedOptions): boolean => guest === undefin
 function planKey(options: ParsedOptions, { fileSize, streams }: MonitorLimits, label: VmLabel | undefined): string {
   const { jail, console, devices } = options;
   const labelled = label === undefined ? '' : label.lease === undefined ? 'labelled ' : 'leased ';
-  const key = `${labelled}${jail.key} ${console} ${inputCount(options)} ${bornInCgroup(options)} ${fileSize} ${streams} ${hasOwnKvm(options)} ${hasBuiltInGuest(options)}`;
+  const yesNo =
+    (console ? 1 : 0) |
+    (isLinux(options) ? 2 : 0) |
+    (bornInCgroup(options) ? 4 : 0) |
+    (hasOwnKvm(options) ? 8 : 0) |
+    (hasBuiltInGuest(options) ? 16 : 0);
+  const key = `${labelled}${jail.key} ${yesNo} ${inputCount(options)} ${fileSize} ${streams}`;
   if (devices.length === 0) return key; // as of every bare-metal guest: this is on its way
   return `${key} ${descriptorsOf(devices).map(({ name }) => name)} ${JSON.stringify(tapOf(options))}`;
 }
@@ -500,6 +506,7 @@ function planFor(options: ParsedOptions, resources: MonitorLimits, label: VmLabe
     const encoded = encodePlan(monitorPlan(jail, caller(), monitor));
     const common = launchPlan(encoded, {
       control: { ours: 'ourControl', announcement: bare(wire.events.jailed), release: bare(wire.commands.run) },
+      lean: !isLinux(options),
       lasting: {
         null: devNull(),
         kvm: hasOwnKvm(options) ? kvmDevice(undefined) : undefined,
