@@ -104,7 +104,8 @@ private:
   /// of it would delay the monitor, which is setting up its VM.
   Napi::Value launch(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
-    std::list<Flight> one = std::move(spare_);
+    std::list<Flight> one;
+    one.splice(one.end(), spare_);
     if (one.empty()) {
       one.emplace_back(*launcher_);
     }

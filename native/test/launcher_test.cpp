@@ -12,6 +12,7 @@
 #include <cstring>
 #include <fcntl.h>
 #include <functional>
+#include <optional>
 #include <poll.h>
 #include <sched.h>
 #include <string>
@@ -141,13 +142,52 @@ struct Outcome {
   int done = 0;
 };
 
-/// One environment: submits launches, gives some of them up, and takes what is done, or
-/// leaves without.
-Outcome environment(int launches, bool leaves_early, std::uint32_t pooled) {
-  Outcome outcome;
+/// What an environment does with its launcher.
+class Environment {
+public:
+  Environment(Launcher& launcher, const std::vector<std::byte>& plan, int epoll)
+      : launcher_(launcher), plan_(plan), epoll_(epoll) {}
+
+  Launcher& launcher() { return launcher_; }
+  Outcome& outcome() { return outcome_; }
+  std::vector<std::unique_ptr<Launch>>& launches() { return launches_; }
+
+  /// To be submitted.
+  Launch& another() {
+    launches_.push_back(std::make_unique<Launch>());
+    launches_.back()->plan = plan_;
+    std::ranges::fill(launches_.back()->slots, -1);
+    return *launches_.back();
+  }
+
+  /// Waits until so many are done; false where that fails.
+  bool wait_for(int done) {
+    while (outcome_.done < done) {
+      ::epoll_event event;
+      if (sys::call_retry(__NR_epoll_wait, epoll_, &event, 1, 30'000) <= 0) {
+        outcome_.failed = "epoll_wait";
+        return false;
+      }
+      launcher_.heard();
+      for (Launch* launch = launcher_.take_done(); launch != nullptr; launch = launch->next) {
+        ++outcome_.done;
+      }
+    }
+    return true;
+  }
+
+private:
+  Launcher& launcher_;
+  const std::vector<std::byte>& plan_;
+  int epoll_;
+  Outcome outcome_;
+  std::vector<std::unique_ptr<Launch>> launches_;
+};
+
+Outcome in_environment(const std::vector<std::byte>& plan, std::uint32_t pooled,
+                       const std::function<void(Environment&)>& use) {
   const std::string program = monitor();
-  const std::vector<std::byte> encoded = plan();
-  if (check_plan(encoded, 0)) {
+  if (check_plan(plan, 0)) {
     return {.failed = "check_plan"};
   }
   std::unique_ptr<Host> owned = host(program);
@@ -155,17 +195,29 @@ Outcome environment(int launches, bool leaves_early, std::uint32_t pooled) {
   if (owned == nullptr || !epoll) {
     return {.failed = "host"};
   }
-  std::vector<std::unique_ptr<Launch>> all;
-  {
-    Launcher launcher(std::move(owned), {.tasks = 2, .pooled = pooled, .epoll = epoll.get()});
-    if (auto error = launcher.start()) {
-      return {.failed = error.call};
-    }
+  std::optional<Launcher> launcher(
+      std::in_place, std::move(owned),
+      LauncherOptions{.tasks = 2, .pooled = pooled, .epoll = epoll.get()});
+  if (auto error = launcher->start()) {
+    return {.failed = error.call};
+  }
+  Environment environment(*launcher, plan, epoll.get());
+  use(environment);
+  launcher.reset(); // waits for what is under way
+  Outcome outcome = environment.outcome();
+  for (auto& launch : environment.launches()) {
+    outcome.refused += launch->failed == Stage::monitor && launch->event_size > 0 ? 1 : 0;
+    outcome.launched += reap(*launch) ? 1 : 0;
+  }
+  return outcome;
+}
+
+/// Submits launches, gives some of them up, and takes what is done, or leaves without.
+Outcome all_at_once(int launches, bool leaves_early, std::uint32_t pooled) {
+  return in_environment(plan(), pooled, [&](Environment& environment) {
+    Launcher& launcher = environment.launcher();
     for (int i = 0; i < launches; ++i) {
-      all.push_back(std::make_unique<Launch>());
-      Launch& launch = *all.back();
-      launch.plan = encoded;
-      std::ranges::fill(launch.slots, -1);
+      Launch& launch = environment.another();
       if (i % 2 == 0) {
         launcher.expect_launch();
       }
@@ -175,50 +227,21 @@ Outcome environment(int launches, bool leaves_early, std::uint32_t pooled) {
       }
       static_cast<void>(launcher.ready());
     }
-    while (!leaves_early && outcome.done < launches) {
-      ::epoll_event event;
-      if (sys::call_retry(__NR_epoll_wait, epoll.get(), &event, 1, 30'000) <= 0) {
-        return {.failed = "epoll_wait"};
-      }
-      launcher.heard();
-      for (Launch* launch = launcher.take_done(); launch != nullptr; launch = launch->next) {
-        ++outcome.done;
-      }
+    if (!leaves_early) {
+      environment.wait_for(launches);
     }
-  }
-  for (auto& launch : all) {
-    outcome.launched += reap(*launch) ? 1 : 0;
-  }
-  return outcome;
+  });
 }
 
-/// One environment that submits a monitor's launch when the one before is done: nothing waits, and
-/// so each is handed over to the task that checks it. Of the four kinds some are given up at once,
-/// and some may have as good as no time.
+/// Submits a monitor's launch when the one before is done: nothing waits, and so each is handed
+/// over to the task that checks it. Of each four one is given up at once, and one has as good as no
+/// time.
 Outcome one_by_one(int launches, bool leaves_early) {
-  Outcome outcome;
-  const std::string program = monitor();
-  const std::vector<std::byte> encoded = plan(true);
-  if (check_plan(encoded, 0)) {
-    return {.failed = "check_plan"};
-  }
-  std::unique_ptr<Host> owned = host(program);
-  sys::Fd epoll(static_cast<int>(sys::call(__NR_epoll_create1, EPOLL_CLOEXEC)));
-  if (owned == nullptr || !epoll) {
-    return {.failed = "host"};
-  }
-  constexpr std::byte message[8] = {};
-  std::vector<std::unique_ptr<Launch>> all;
-  {
-    Launcher launcher(std::move(owned), {.tasks = 2, .pooled = 4, .epoll = epoll.get()});
-    if (auto error = launcher.start()) {
-      return {.failed = error.call};
-    }
+  static constexpr std::byte message[8] = {};
+  return in_environment(plan(true), 4, [&](Environment& environment) {
+    Launcher& launcher = environment.launcher();
     for (int i = 0; i < launches; ++i) {
-      all.push_back(std::make_unique<Launch>());
-      Launch& launch = *all.back();
-      launch.plan = encoded;
-      std::ranges::fill(launch.slots, -1);
+      Launch& launch = environment.another();
       launch.control_slot = parent_slot;
       launch.is_lean = i % 2 == 0;
       launch.configuration = launch.announcement = launch.release = message;
@@ -228,21 +251,12 @@ Outcome one_by_one(int launches, bool leaves_early) {
       if (i % 4 == 2) {
         launcher.cancel(launch);
       }
-      while (!(leaves_early && i == launches - 1) && outcome.done == i) {
-        ::epoll_event event;
-        if (sys::call_retry(__NR_epoll_wait, epoll.get(), &event, 1, 30'000) <= 0) {
-          return {.failed = "epoll_wait"};
-        }
-        launcher.heard();
-        outcome.done += launcher.take_done() != nullptr ? 1 : 0;
+      const bool leaves = leaves_early && i == launches - 1;
+      if (!leaves && !environment.wait_for(i + 1)) {
+        return;
       }
     }
-  }
-  for (auto& launch : all) {
-    outcome.refused += launch->failed == Stage::monitor && launch->event_size > 0 ? 1 : 0;
-    outcome.launched += reap(*launch) ? 1 : 0;
-  }
-  return outcome;
+  });
 }
 
 /// Several environments at once, each in a thread of its own.
@@ -275,7 +289,7 @@ TEST("launchers of several environments launch at once, and end with nothing lef
   }
   const std::size_t before = descriptors();
   for (const Outcome& outcome :
-       at_once(3, [](int i) { return environment(20, false, i == 0 ? 0 : 4); })) {
+       at_once(3, [](int i) { return all_at_once(20, false, i == 0 ? 0 : 4); })) {
     CHECK_EQ(std::string(outcome.failed == nullptr ? "" : outcome.failed), "");
     CHECK_EQ(outcome.done, 20);
     CHECK(outcome.launched >= 16); // all that were not given up
@@ -301,7 +315,7 @@ TEST("a launcher that ends while launches are under way waits for them, and leav
     SKIP("needs root: a user's launcher is processes that share this memory");
   }
   const std::size_t before = descriptors();
-  for (const Outcome& outcome : at_once(4, [](int i) { return environment(i * 4, true, 4); })) {
+  for (const Outcome& outcome : at_once(4, [](int i) { return all_at_once(i * 4, true, 4); })) {
     CHECK_EQ(std::string(outcome.failed == nullptr ? "" : outcome.failed), "");
   }
   CHECK_EQ(descriptors(), before);
