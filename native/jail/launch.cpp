@@ -5,6 +5,7 @@
 #include "sys/clone.hpp"
 
 #include <algorithm>
+#include <bitset>
 #include <cerrno>
 #include <fcntl.h>
 #include <linux/sched.h>
@@ -77,17 +78,23 @@ std::string_view label_of(const casemate_step* step, const Launch& launch) {
   return length == 0 ? launch.label : std::string_view(tail<casemate_text>(step), length);
 }
 
+/// By slot: our ends of the socket pairs.
+std::bitset<CASEMATE_SLOTS> our_ends(const Launch& launch) {
+  std::bitset<CASEMATE_SLOTS> ours;
+  each_launcher_step(launch, [&](const casemate_step* step) {
+    if (step->op == CASEMATE_OP_SOCKET_PAIR) {
+      ours.set(payload<casemate_socket_pair>(step).parent_slot);
+    }
+  });
+  return ours;
+}
+
 /// Closes what the launcher steps made: the child has its copies. Our ends of the
 /// socket pairs stay open for a launch that succeeded.
 void close_made(Launch& launch, bool keep_our_ends) {
-  bool keep[CASEMATE_SLOTS] = {};
-  each_launcher_step(launch, [&](const casemate_step* step) {
-    if (step->op == CASEMATE_OP_SOCKET_PAIR) {
-      keep[payload<casemate_socket_pair>(step).parent_slot] = keep_our_ends;
-    }
-  });
+  const auto ours = our_ends(launch);
   for (std::size_t i = launch.given; i < CASEMATE_SLOTS; ++i) {
-    if (launch.slots[i] >= 0 && !keep[i]) {
+    if (launch.slots[i] >= 0 && !(keep_our_ends && ours[i])) {
       call(__NR_close, launch.slots[i]);
       launch.slots[i] = -1;
     }
@@ -329,14 +336,9 @@ bool Launcher::park(const Launch& launch, Task& task) const {
   if (!launch.is_lean || task.parking_end == 0) {
     return false;
   }
-  std::uint32_t ours = 0; // the slots of our ends, a bit each
-  each_launcher_step(launch, [&](const casemate_step* step) {
-    if (step->op == CASEMATE_OP_SOCKET_PAIR) {
-      ours |= 1u << payload<casemate_socket_pair>(step).parent_slot;
-    }
-  });
+  const auto ours = our_ends(launch);
   for (std::size_t i = 0; i < CASEMATE_SLOTS; ++i) {
-    if (launch.slots[i] < 0 || (ours & 1u << i) != 0) {
+    if (launch.slots[i] < 0 || ours[i]) {
       continue;
     }
     if (task.parked == task.parking.size() ||

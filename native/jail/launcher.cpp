@@ -258,10 +258,7 @@ void Launcher::cancel(Launch& launch) {
   tell(done_event_.get());
 }
 
-void Launcher::heard() {
-  std::uint64_t count = 0;
-  call(__NR_read, done_event_.get(), &count, sizeof count);
-}
+void Launcher::heard() { sys::take_eventfd(done_event_.get()); }
 
 Launch* Launcher::take_done() {
   TaskLock lock(mutex_);

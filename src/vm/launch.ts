@@ -128,7 +128,6 @@ function beginLaunch(options: ParsedOptions, kernel: NativeFile | undefined): Be
     });
     const descriptors: Record<string, number | NativeFile | undefined> = {
       ...devices,
-      null: devNull(),
       kvm,
       guest: kernel ?? (options.guest === undefined ? builtInGuest() : files.open(names.guest, options.guest)),
       networkNamespace: options.jail.networkNamespaceFd,
