@@ -50,11 +50,6 @@ SysError add_to(int epoll, int fd, std::uint64_t tag, std::uint32_t events = EPO
   return sys::epoll_control(epoll, EPOLL_CTL_ADD, fd, tag, events);
 }
 
-void tell(int eventfd) {
-  const std::uint64_t one = 1;
-  sys::call_retry(__NR_write, eventfd, &one, sizeof one);
-}
-
 } // namespace
 
 // ---- The submitter's side -----------------------------------------------------
@@ -192,7 +187,7 @@ Launcher::~Launcher() {
   for (auto& task : tasks_) {
     if (task == tasks_.back()) {
       // The one that checks what all others have handed over.
-      tell(stop_checking_.get());
+      sys::tell_eventfd(stop_checking_.get());
     }
     if (task->thread.joinable()) {
       task->thread.join();
@@ -255,7 +250,7 @@ void Launcher::submit(Launch* launch) {
 void Launcher::cancel(Launch& launch) {
   launch.cancelled = true;
   // It may be done already, and nobody told of it.
-  tell(done_event_.get());
+  sys::tell_eventfd(done_event_.get());
 }
 
 void Launcher::heard() { sys::take_eventfd(done_event_.get()); }
@@ -596,7 +591,7 @@ void Launcher::finish(Launch* launch) {
     done_.push(launch);
   }
   if (!told) {
-    tell(done_event_.get());
+    sys::tell_eventfd(done_event_.get());
   }
 }
 

@@ -20,7 +20,7 @@ inline Result<Fd> make_eventfd() {
 
 inline void tell_eventfd(int fd) {
   const std::uint64_t one = 1;
-  call(__NR_write, fd, &one, sizeof one);
+  call_retry(__NR_write, fd, &one, sizeof one);
 }
 
 /// Makes it unreadable until it is told again.
